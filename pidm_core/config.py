@@ -1,0 +1,375 @@
+"""Settings: dataclasses hold every default; a YAML file and command-line flags override them.
+
+The standard library's argparse does the parsing, because the typed-configuration libraries
+(jsonargparse, tyro) take 0.4 s to import and `--help` shall answer in under 0.3 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import inspect
+import textwrap
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+from pidm_core.files import BAD_DATA, USAGE, UserError, _read_text
+
+T = TypeVar("T")
+Precision = Literal["auto", "fp32", "bf16"]
+Guidance = Literal["dcf", "chain", "cf", "style", "none"]
+Sampler = Literal["ddim", "ddpm"]
+Spacing = Literal["leading", "trailing"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network: noise predictor H_N and texture encoder H_E."""
+
+    size: tuple[int, int] = (128, 64)
+    """Height and width of the images in pixels."""
+    patch: int = 1
+    """Side of the pixel blocks folded into channels at the input (1 = the paper)."""
+    channels: int = 128
+    """Channels of the first level."""
+    channel_mults: tuple[int, ...] = (1, 1, 2, 2, 4, 4)
+    """Channels of each level, as multiples of the first."""
+    blocks_per_level: int = 2
+    """Residual blocks in each level on the way down (one more on the way up)."""
+    texture_factors: tuple[int, ...] = (8, 16, 32)
+    """Downsampling factors of the levels that have a texture diffusion block."""
+    dropout: float = 0.1
+    """Dropout rate inside the residual blocks."""
+
+    def __post_init__(self) -> None:
+        factors = [self.patch * 2**level for level in range(len(self.channel_mults))]
+        if unknown := [f for f in self.texture_factors if f not in factors]:
+            raise UserError(
+                f"model.texture_factors: {unknown} are no factors of this network {factors}"
+            )
+        if self.channels % 32:
+            raise UserError(f"model.channels: {self.channels} is not a multiple of 32 (GroupNorm)")
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The forward process (Eq. 1)."""
+
+    T: int = 1000
+    """Number of noise levels."""
+    beta_first: float = 1e-4
+    """Variance of the first noise level."""
+    beta_last: float = 2e-2
+    """Variance of the last noise level."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training loop."""
+
+    steps: int = 2_000_000
+    """Optimizer steps in all."""
+    batch_size: int = 8
+    """Pairs per step and process."""
+    lr: float = 2e-5
+    """Adam's learning rate, after the warm-up."""
+    warmup_steps: int = 5000
+    """Steps of linear warm-up."""
+    cosine: bool = False
+    """Let the learning rate fall to zero along a cosine (the paper keeps it constant)."""
+    clip_norm: float = 1.0
+    """Limit of the gradient's norm."""
+    ema_decay: float = 0.9999
+    """Decay of the exponential moving average of the weights."""
+    eta: float = 0.1
+    """Share of samples that lose their pose, their style, or both (each this share)."""
+    min_snr: float = 0.0
+    """Weight the noise loss by min(SNR, this) / SNR; 0 = the paper's Eq. 3."""
+    max_scale: float = 0.05
+    """Random enlargement (with crop) of source and target, drawn separately."""
+    seed: int = 0
+    """Seed of everything: order, flips, noise levels, noise, initial weights."""
+    precision: Precision = "auto"
+    """bf16 where the hardware has it, or fp32."""
+    log_every: int = 50
+    """Steps between lines of metrics.jsonl."""
+    sample_every: int = 5000
+    """Steps between sample grids (0 = none)."""
+    save_every: int = 5000
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints kept (at least 2)."""
+    init: str = ""
+    """Run folder or bundled model whose weights the training starts from."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name}: must be at least 1")
+        if self.keep < 2:
+            raise UserError("train.keep: must be at least 2, or a crash could leave none")
+        if not 0 <= self.eta <= 1 / 3:
+            raise UserError(f"train.eta: {self.eta} is outside 0 ... 1/3")
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How images are sampled unless a call says otherwise."""
+
+    steps: int = 20
+    """Denoising steps."""
+    sampler: Sampler = "ddim"
+    """Deterministic DDIM or ancestral DDPM."""
+    spacing: Spacing = "trailing"
+    """Placement of the steps: 'leading' (the authors') or 'trailing' (better when few)."""
+    guidance: Guidance = "dcf"
+    """dcf = Eq. 6; chain, cf, style (the authors' code) or none."""
+    w_p: float = 2.0
+    """Guidance weight of the pose."""
+    w_s: float = 2.0
+    """Guidance weight of the style."""
+    batch_size: int = 16
+    """Images denoised together; short batches are padded, so it is part of the determinism."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise UserError("sample.steps and sample.batch_size must be at least 1")
+
+
+@dataclass(frozen=True)
+class PIDMConfig:
+    """One training run of PIDM."""
+
+    data: str = "data/market1501"
+    """Folder of people: Market-1501 layout."""
+    keypoints: str = ""
+    """Keypoint file of the training images (default: the one beside them)."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+
+# ---------------------------------------------------------------- values to dataclasses
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON values (tuples become lists)."""
+    plain: dict[str, Any] = _plain(dataclasses.asdict(config))
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
+    """Build a configuration from a (nested) dict; unknown keys and wrong types are refused."""
+    hints = typing.get_type_hints(cls)
+    given = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise UserError(f"{where}unknown key '{key}'{_suggest(key, list(hints))}")
+        given[key] = _coerce(value, hints[key], f"{where}{key}")
+    return cls(**given)
+
+
+def _coerce(value: Any, kind: Any, where: str) -> Any:
+    """`value` (text or a JSON value) as the declared type `kind`."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: expected a section with keys, got {value!r}")
+        return from_dict(typing.cast(type[Any], kind), value, f"{where}.")
+    if origin in (types.UnionType, typing.Union):  # X | None
+        if value is None or value in ("null", "none", "None", "~", ""):
+            return None
+        return _coerce(value, next(a for a in args if a is not type(None)), where)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise UserError(f"{where}: '{value}' is none of {', '.join(map(str, args))}")
+    if origin is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, list | tuple) or (
+            args[-1] is not Ellipsis and len(items) != len(args)
+        ):
+            raise UserError(f"{where}: expected a list such as 1,2, got {value!r}")
+        return tuple(_coerce(item, args[0], where) for item in items)
+    return _scalar(value, kind, where)
+
+
+def _scalar(value: Any, kind: Any, where: str) -> Any:
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        if value in ("true", "false"):
+            return value == "true"
+    elif kind is str and isinstance(value, str):
+        return value
+    elif kind in (int, float) and not isinstance(value, bool):
+        try:
+            number = kind(value)
+            if number == number and (kind is float or float(value) == number):
+                return number
+        except (TypeError, ValueError, OverflowError):
+            pass
+    raise UserError(f"{where}: expected {kind.__name__}, got {value!r}")
+
+
+def _suggest(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known are {', '.join(sorted(known))}" if len(known) < 12 else ""
+
+
+# ---------------------------------------------------------------- YAML
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file of differences with every scalar as text, to be typed by the dataclass.
+
+    (YAML's own guesses read `1e-4` as text, `no` as False and `010` as 8.)
+    Tags, anchors, duplicate keys and files over 1 MiB are refused.
+    """
+    import yaml
+
+    class Loader(yaml.BaseLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("anchors and aliases are not accepted")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value]
+            if twice := {str(key) for key in keys if keys.count(key) > 1}:
+                raise yaml.YAMLError(f"'{twice.pop()}' stands twice")
+            return super().construct_mapping(node, deep)
+
+    text = _read_text(Path(path), limit=1 << 20)
+    try:
+        value = yaml.load(text, Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected keys and values")
+    return value
+
+
+def load_config(cls: type[T], path: str | Path) -> T:
+    """Read a YAML file of differences into `cls`; UserError names the file and the key."""
+    try:
+        return from_dict(cls, read_yaml(path))
+    except UserError as error:
+        text = str(error)
+        raise UserError(text if str(path) in text else f"{path}: {text}", error.code) from error
+
+
+def save_config(config: Any, path: str | Path) -> None:
+    """Write a configuration as YAML that `load_config` reads back to an equal one."""
+    import yaml
+
+    from pidm_core.files import write_bytes
+
+    write_bytes(path, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+
+
+# ---------------------------------------------------------------- the command line
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)", USAGE)
+
+
+def parse(
+    cls: type[T], argv: list[str] | None, *, prog: str, description: str | None, example: str
+) -> T:
+    """Read a tool's options: the defaults of `cls`, then --config FILE, then the flags.
+
+    A field `per_image` is the flag --per-image, a field of a section --section.field;
+    tuples are written 1,2,3; booleans --flag and --no-flag.
+    """
+    parser = _Parser(
+        prog=f"python tools/{prog}.py",
+        usage="%(prog)s [--config FILE] [options]",
+        description=(description or "").strip(),
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file of differences")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    paths = dict(_flags(cls))
+    for flag, (path, kind, default, text) in paths.items():
+        options: dict[str, Any] = {"dest": path, "help": f"{text} (default: {_show(default)})"}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif typing.get_origin(kind) is Literal:
+            options["metavar"] = "{" + ",".join(map(str, typing.get_args(kind))) + "}"
+        else:
+            options["metavar"] = getattr(kind, "__name__", "value").upper()
+        parser.add_argument(flag, **options)
+    given, rest = parser.parse_known_args(argv)
+    if rest:
+        close = _suggest(rest[0].split("=")[0], list(paths)) if rest[0][:1] == "-" else ""
+        raise UserError(f"unknown argument '{rest[0]}'{close} (see {parser.prog} --help)")
+    values = vars(given)
+    values.pop("debug", None)
+    file = values.pop("config", None)
+    tree = read_yaml(file) if file else {}
+    if file:
+        load_config(cls, file)  # so that a wrong key is reported with the file's name
+    for path, value in values.items():
+        _put(tree, path.split("."), value)
+    return from_dict(cls, tree)
+
+
+def _flags(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, tuple[str, Any, Any, str]]]:
+    """Yield (flag, (dotted field, type, default, help)) of every field, sections included."""
+    hints, texts = typing.get_type_hints(cls), _field_docs(cls)
+    for item in dataclasses.fields(cls):
+        path, kind = prefix + item.name, hints[item.name]
+        if dataclasses.is_dataclass(kind):
+            yield from _flags(typing.cast(type[Any], kind), f"{path}.")
+            continue
+        flag = "--" + path.replace("_", "-")
+        yield flag, (path, kind, item.default, texts.get(item.name, "").replace("%", "%%"))
+
+
+def _field_docs(cls: type[Any]) -> dict[str, str]:
+    """The string under each field of a dataclass, which Python itself throws away."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for item, text in zip(body.body, body.body[1:], strict=False):
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            match text:
+                case ast.Expr(value=ast.Constant(value=str(words))):
+                    docs[item.target.id] = " ".join(words.split())
+    return docs
+
+
+def _show(default: Any) -> str:
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    return "none" if default in (None, "") else str(default)
+
+
+def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    *sections, key = path
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"{section}: expected a section", BAD_DATA)
+    tree[key] = value

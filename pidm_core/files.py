@@ -1,0 +1,223 @@
+"""Files from outside and files of ours: one error type, safe reading, atomic writing, hashes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import signal
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+DONE, SKIPPED, USAGE, BAD_DATA, ENVIRONMENT, INTERNAL = range(6)
+"""Exit codes: done, done with skipped items, usage, bad input data, environment, internal."""
+INTERRUPTED, TERMINATED = 130, 143
+
+MAX_PIXELS = 40_000_000
+MAX_ASPECT = 8
+MIN_SIDE_PX = 8
+MAX_JSON_BYTES = 64 << 20
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
+
+class UserError(Exception):
+    """One line for the user: what is wrong, in which file, why, and what to do."""
+
+    def __init__(self, message: str, code: int = USAGE) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+# ---------------------------------------------------------------- images
+
+
+def load_image(path: str | Path) -> np.ndarray:
+    """Read an image file as uint8 (H, W, 3) RGB.
+
+    First frame only; EXIF rotation applied; alpha over white; 16-bit and float scaled to 8 bit.
+    Raises UserError (BAD_DATA) for anything that is not a whole image of a reasonable size.
+    """
+    path = Path(path)
+    if not path.is_file():  # a FIFO or a device would block for ever
+        raise UserError(f"{path}: no such image file", BAD_DATA)
+    return decode_image(path.read_bytes(), str(path))
+
+
+def decode_image(data: bytes, name: str) -> np.ndarray:
+    """Decode the bytes of an image file as `load_image` does; `name` is for the message."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # broken EXIF and ICC blocks do not matter to us
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_size(image.size, name)
+                image.load()
+                return np.asarray(_to_rgb(ImageOps.exif_transpose(image)), dtype=np.uint8)
+    except UserError:
+        raise
+    except Exception as error:  # Pillow raises a dozen kinds on broken bytes
+        why = "the file is empty" if not data else f"not a whole image ({error})"
+        raise UserError(f"{name}: {why}; replace or remove it", BAD_DATA) from error
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    small, large = min(size), max(size)
+    if small < MIN_SIDE_PX or large > MAX_ASPECT * small or small * large > MAX_PIXELS:
+        raise UserError(
+            f"{name}: {size[0]}x{size[1]} pixels is outside the limits "
+            f"(side >= {MIN_SIDE_PX}, aspect <= {MAX_ASPECT}, {MAX_PIXELS // 10**6} Mpx)",
+            BAD_DATA,
+        )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    import numpy as np
+    from PIL import Image
+
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        # Pillow's own conversion clips 16-bit values: nearly every picture would come out white.
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if image.mode != "F" else max(1.0, float(values.max()))
+        grey = np.clip(values / top * 255.0, 0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
+    """Encode uint8 (H, W, 3) as JPEG without chroma subsampling."""
+    return _encode(image, format="JPEG", quality=quality, subsampling=0)
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """Encode uint8 (H, W, 3) as PNG."""
+    return _encode(image, format="PNG")
+
+
+def _encode(image: np.ndarray, **options: Any) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()  # never save() to a path: on a full disk that succeeds and truncates
+    Image.fromarray(image).save(buffer, **options)
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------- bytes and JSON
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all; makes the parent folders."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON atomically, indented, with a final newline; NaN is refused."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file of at most 64 MiB; duplicate keys and NaN are refused (BAD_DATA)."""
+    path = Path(path)
+    return parse_json(_read_text(path), str(path))
+
+
+def parse_json(text: str, name: str) -> Any:
+    """Parse JSON strictly; UserError (BAD_DATA) naming `name` if it is not."""
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise ValueError("a key stands twice")
+        return result
+
+    def no_constant(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not a number")
+
+    try:
+        return json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name}: not valid JSON ({error})", BAD_DATA) from error
+
+
+def _read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file", BAD_DATA)
+    if path.stat().st_size > limit:
+        raise UserError(f"{path}: larger than {limit >> 20} MiB, refused", BAD_DATA)
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text", BAD_DATA) from error
+
+
+def sha256(data: bytes | Path) -> str:
+    """SHA-256 of bytes, or of a file's content, in hex."""
+    if isinstance(data, Path):
+        with data.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(data).hexdigest()
+
+
+# ---------------------------------------------------------------- tools
+
+
+def run(main: Callable[[list[str] | None], int]) -> NoReturn:
+    """Run a tool's main and leave with its exit code; errors become one line, --debug shows all."""
+    debug = "--debug" in sys.argv
+
+    def terminate(signum: int, frame: object) -> NoReturn:
+        raise SystemExit(TERMINATED)
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        code = main(None)
+        sys.stdout.flush()
+    except UserError as error:
+        code = _complain(str(error), error.code, debug)
+    except KeyboardInterrupt:
+        code = _complain("interrupted; the same command goes on", INTERRUPTED, debug)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` is no error
+        code = DONE
+    except (MemoryError, OSError) as error:
+        hint = "; free some space" if getattr(error, "errno", 0) == errno.ENOSPC else ""
+        code = _complain(f"{error or 'out of memory'}{hint}", ENVIRONMENT, debug)
+    except Exception as error:
+        what = f"internal error: {type(error).__name__}: {error} (--debug shows where)"
+        code = _complain(what, INTERNAL, debug)
+    sys.exit(code)
+
+
+def _complain(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,331 @@
+"""Folders of people -> records -> training pairs (source, target, keypoints of the target).
+
+Everything random is a function of the generator or (seed, position) given by the caller.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pidm_core.files import BAD_DATA, UserError, load_image
+from pidm_core.keypoints import inside, mirror, outside, passes_patn
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"(-1|\d{4})_c(\d+)")
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+_FOLDERS = ("", "market1501", "Market-1501-v15.09.15", "market1501/Market-1501-v15.09.15")
+_PATN_NAMES = {"bounding_box_train": "train", "bounding_box_test": "test"}
+_CSV = {"bounding_box_train": "market-annotation-train.csv"}
+_TEST_CSV = "market-annotation-test.csv"
+_JUNK_PIDS = (-1, 0)
+_CACHE_BYTES = 4 << 30
+_BROKEN_LIMIT = 0.01
+_SELF_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a person: file, file name, identity, camera as in the name (c1 -> 1)."""
+
+    path: Path
+    name: str
+    pid: int
+    camid: int
+
+
+# ---------------------------------------------------------------- folders
+
+
+def read_market1501(root: str | Path, subset: str = "bounding_box_train") -> list[Record]:
+    """List a subset of a folder in Market-1501 layout, sorted by name.
+
+    The subset lies in root, root/market1501 or root/Market-1501-v15.09.15; PATN's folder names
+    train and test do as well. Reads .jpg, .jpeg and .png; other and hidden files are ignored.
+    Raises UserError (BAD_DATA) when there is no such folder, no image, or a name without pid.
+    """
+    folder = _subset_folder(Path(root), subset)
+    with os.scandir(folder) as entries:
+        names = sorted(
+            entry.name
+            for entry in entries
+            if entry.name.lower().endswith(_SUFFIXES)
+            and not entry.name.startswith(".")
+            and entry.is_file()
+        )
+    if not names:
+        raise UserError(f"{folder}: no images (.jpg or .png) in it", BAD_DATA)
+    return [_record(folder, name) for name in names]
+
+
+def _record(folder: Path, name: str) -> Record:
+    match = _NAME.match(name)
+    if not match:
+        raise UserError(
+            f"{folder / name}: the name is not of the form PPPP_cCsS_FFFFFF_BB.jpg "
+            "(person, camera, …); rename or remove the file",
+            BAD_DATA,
+        )
+    return Record(folder / name, name, int(match[1]), int(match[2]))
+
+
+def _subset_folder(root: Path, subset: str) -> Path:
+    for name in (subset, *filter(None, [_PATN_NAMES.get(subset)])):
+        for folder in _FOLDERS:
+            if (root / folder / name).is_dir():
+                return root / folder / name
+    raise UserError(
+        f"{root}: no folder '{subset}' in it, nor in its market1501 or Market-1501-v15.09.15; "
+        "give the folder that holds the Market-1501 layout",
+        BAD_DATA,
+    )
+
+
+def find_keypoints(root: str | Path, subset: str = "bounding_box_train") -> Path:
+    """The PATN keypoint CSV of a subset: in the folder of the subsets, beside it or one above."""
+    home = _subset_folder(Path(root), subset).parent
+    name = _CSV.get(subset, _TEST_CSV)
+    for folder in (home, home.parent, home.parent.parent):
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(
+        f"{home}: no {name} in it, beside it or above; name a keypoint file, or make one with "
+        "tools/extract_poses.py",
+        BAD_DATA,
+    )
+
+
+# ---------------------------------------------------------------- pairs
+
+
+def make_pairs(records: Sequence[Record], keypoints: Mapping[str, np.ndarray]) -> np.ndarray:
+    """All training pairs by PATN's rule: int (N, 2), indices (source, target) into `records`.
+
+    Ordered pairs of different images of one identity that both show both shoulders and both hips;
+    pids 0 (distractor) and -1 (junk) are no identities. Sorted by pid, source, target.
+    """
+    pids = np.array([record.pid for record in records], dtype=np.int64)
+    usable = np.flatnonzero(_usable(records, keypoints))
+    usable = usable[np.argsort(pids[usable], kind="stable")]
+    _, start, count = np.unique(pids[usable], return_index=True, return_counts=True)
+    first, others = np.repeat(start, count), np.repeat(count, count) - 1  # of each usable image
+    source = np.repeat(np.arange(len(usable)), others)
+    place = np.arange(len(source)) - np.repeat(np.cumsum(others) - others, others)
+    target = first[source] + place
+    target += target >= source  # an image is no pair with itself
+    return np.stack([usable[source], usable[target]], axis=1)
+
+
+def _usable(records: Sequence[Record], keypoints: Mapping[str, np.ndarray]) -> np.ndarray:
+    nothing = np.full((18, 2), np.nan, dtype=np.float32)
+    joints = [keypoints.get(record.name, nothing) for record in records]
+    people = np.array([record.pid not in _JUNK_PIDS for record in records], dtype=bool)
+    usable: np.ndarray = people & passes_patn(np.array(joints).reshape(-1, 18, 2))
+    return usable
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    permutation = np.random.default_rng([seed, epoch, count]).permutation(count)
+    permutation.setflags(write=False)
+    return permutation
+
+
+def order(
+    count: int, *, seed: int, position: int, batch_size: int, world: int = 1, rank: int = 0
+) -> np.ndarray:
+    """Which samples a rank trains on: int (batch_size,), a pure function of its arguments.
+
+    The stream is one permutation of range(count) per epoch, without end. A step of all ranks
+    takes the world * batch_size samples from `position` on, rank by rank; so the position of
+    step k is k * world * batch_size, and the set of a step depends on that product alone.
+    """
+    start = position + rank * batch_size
+    places = np.arange(start, start + batch_size)
+    epochs = range(start // count, (start + batch_size - 1) // count + 1)
+    return np.concatenate(
+        [_permutation(count, seed, e)[places[places // count == e] - e * count] for e in epochs]
+    )
+
+
+# ---------------------------------------------------------------- batches
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A training batch."""
+
+    source: np.ndarray  # uint8 (B, H, W, 3)
+    target: np.ndarray  # uint8 (B, H, W, 3)
+    keypoints: np.ndarray  # float32 (B, 18, 2) px of the target, NaN = missing
+
+
+class Pairs:
+    """The training pairs of one data set, with their images in RAM if they need under 4 GB.
+
+    Images of another size than `size` (height, width) are resized, their keypoints with them.
+    With `self_pairs` an image of an identity without any pair is the source of its own flip;
+    such samples are at most a tenth of an epoch, and of a batch (one in a batch under ten).
+    Broken images are reported and left out; over 1 % of them is a UserError (BAD_DATA).
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        keypoints: Mapping[str, np.ndarray],
+        *,
+        size: tuple[int, int],
+        self_pairs: bool = True,
+    ) -> None:
+        self.size = size
+        self.records = [records[int(i)] for i in np.flatnonzero(_usable(records, keypoints))]
+        self.broken: set[int] = set()
+        self._images: np.ndarray | None = None
+        joints = [keypoints[record.name] for record in self.records]
+        self._joints = np.array(joints, dtype=np.float32).reshape(-1, 18, 2)
+        self._check_frame()
+        if len(self.records) * 3 * size[0] * size[1] <= _CACHE_BYTES:
+            self._fill_cache()
+        good = [i for i in range(len(self.records)) if i not in self.broken]
+        self._pairs = make_pairs(
+            self.records, {self.records[i].name: self._joints[i] for i in good}
+        )
+        if not len(self._pairs):
+            raise UserError(
+                f"none of {len(records)} images forms a training pair: no identity has two images "
+                "with both shoulders and both hips in the keypoint file",
+                BAD_DATA,
+            )
+        alone = np.setdiff1d(good, self._pairs) if self_pairs else np.zeros(0, dtype=np.int64)
+        self._alone = alone
+        self._self_pairs = min(len(alone), int(len(self._pairs) * _SELF_SHARE / (1 - _SELF_SHARE)))
+
+    def __len__(self) -> int:
+        return len(self._pairs) + self._self_pairs
+
+    def batch(self, indices: np.ndarray, rng: np.random.Generator, *, max_scale: float) -> Batch:
+        """The samples at `indices` (B,), augmented: flip, and enlargement with a crop.
+
+        Source and target are flipped together, as in the official code, so that what is worn on
+        one side stays there; the joints change sides with the flip, which the official code
+        omits. Enlargement (1 ... 1 + max_scale, bicubic) and crop are drawn for each image.
+        """
+        size = len(indices)
+        flip = rng.random(size) < 0.5
+        draws = rng.random((2, size, 3))  # of source and target: scale, top, left
+        source, target, twin = self._choose(np.asarray(indices), rng)
+        sources = self._gather(source, draws[0], flip, max_scale)
+        targets = self._gather(target, draws[1], flip ^ twin, max_scale)
+        return Batch(sources[0], targets[0], targets[1])
+
+    # ------------------------------------------------------------ choosing
+
+    def _choose(
+        self, indices: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Image numbers of source and target, and whether they are one image; each (B,)."""
+        twin = indices >= len(self._pairs)
+        twin &= np.cumsum(twin) <= max(1, int(len(indices) * _SELF_SHARE))
+        spare = rng.integers(len(self._pairs), size=len(indices))
+        chosen = self._pairs[np.where(indices < len(self._pairs), indices, spare)]
+        if twin.any():
+            chosen[twin] = rng.choice(self._alone, size=(int(twin.sum()), 1))
+        if self._images is None:
+            for row in range(len(chosen)):
+                while not all(self._readable(int(image)) for image in chosen[row]):
+                    chosen[row] = self._pairs[rng.integers(len(self._pairs))]
+                    twin[row] = False
+        return chosen[:, 0], chosen[:, 1], twin
+
+    def _readable(self, index: int) -> bool:
+        return index not in self.broken and self._read(index) is not None
+
+    # ------------------------------------------------------------ images
+
+    def _check_frame(self) -> None:
+        """Refuse keypoints of another frame than the images', by up to 64 images."""
+        probe = range(0, len(self.records), max(1, len(self.records) // 64))
+        sizes = {}
+        for index in probe:
+            try:
+                sizes[index] = load_image(self.records[index].path).shape[:2]
+            except UserError:  # reported when it is read for good
+                continue
+        if sizes:
+            inside(self._joints[list(sizes)], list(sizes.values()), name="the keypoint file")
+
+    def _fill_cache(self) -> None:
+        images = np.zeros((len(self.records), *self.size, 3), dtype=np.uint8)
+        for index in range(len(self.records)):
+            if read := self._read(index):
+                images[index], self._joints[index] = read
+        self._images = images
+
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Decode one image: it and its joints at the training size; None = broken, reported."""
+        record, joints = self.records[index], self._joints[index].copy()
+        try:
+            image = load_image(record.path)
+        except (UserError, OSError) as error:
+            self.broken.add(index)
+            log.warning("left out: %s", error)
+            if len(self.broken) > max(1, _BROKEN_LIMIT * len(self.records)):
+                raise UserError(
+                    f"{len(self.broken)} of {len(self.records)} training images are broken, the "
+                    f"last is {record.path}; over 1 % is too many, check the copy of the data",
+                    BAD_DATA,
+                ) from error
+            return None
+        joints[outside(joints, image.shape[:2])] = np.nan
+        if image.shape[:2] == self.size:
+            return image, joints
+        ratio = np.array(self.size[::-1]) / image.shape[1::-1]
+        return _resize(image, self.size), ((joints + 0.5) * ratio - 0.5).astype(np.float32)
+
+    def _gather(
+        self, indices: np.ndarray, draws: np.ndarray, flip: np.ndarray, max_scale: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Images uint8 (B, H, W, 3) and joints (B, 18, 2) after enlargement and flip."""
+        if self._images is not None:
+            images, joints = self._images[indices], self._joints[indices]
+        else:
+            both = [self._read(int(index)) for index in indices]
+            images = np.stack([one[0] for one in both if one])
+            joints = np.stack([one[1] for one in both if one])
+        if max_scale:
+            images, joints = _enlarge(images, joints, draws, max_scale)
+        images[flip] = images[flip, :, ::-1]
+        joints[flip] = mirror(joints[flip], self.size[1])
+        return images, joints
+
+
+def _resize(
+    image: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
+) -> np.ndarray:
+    from PIL import Image
+
+    small = Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC, box)
+    return np.asarray(small)
+
+
+def _enlarge(
+    images: np.ndarray, joints: np.ndarray, draws: np.ndarray, max_scale: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Enlarge each image 1 ... 1 + max_scale times and cut it back to its size; joints follow."""
+    size = images.shape[1:3]
+    scale = 1 + max_scale * draws[:, :1]  # (B, 1)
+    window = np.array(size[::-1]) / scale  # (B, 2) width and height of what stays, px
+    corner = (np.array(size[::-1]) - window) * draws[:, :0:-1]  # (B, 2) x and y
+    boxes = np.concatenate([corner, corner + window], axis=1)
+    out = np.stack([_resize(im, size, tuple(b)) for im, b in zip(images, boxes, strict=True)])
+    moved = (joints + 0.5 - corner[:, None]) * scale[:, None] - 0.5
+    moved[outside(moved, size)] = np.nan
+    return out, moved.astype(np.float32)

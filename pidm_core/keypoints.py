@@ -1,0 +1,296 @@
+"""Keypoint files of the field -> image name -> (18, 2) float px, NaN = missing; mirror, quality.
+
+Frame: (x, y) in pixels, 0 = centre of the first column or row. Order: OpenPose's 18 joints.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pidm_core.files import BAD_DATA, UserError, _read_text, parse_json, write_bytes
+
+JOINTS: tuple[str, ...] = (
+    "nose", "neck",
+    "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist",
+    "right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle",
+    "right_eye", "left_eye", "right_ear", "left_ear",
+)  # fmt: skip
+NOSE, NECK, R_SHOULDER, L_SHOULDER, R_HIP, L_HIP = 0, 1, 2, 5, 8, 11
+HEADER = "name:keypoints_y:keypoints_x"
+
+# Where each of our 18 joints stands in the other orders; COCO has no neck (-1).
+_FROM_BODY_25 = [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18]
+_FROM_COCO = [0, -1, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3]
+_SWAPPED = [0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16]
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+_OUTSIDE_LIMIT = 0.3
+
+
+def read_keypoints(
+    path: str | Path, *, size: tuple[int, int] | None = None
+) -> dict[str, np.ndarray]:
+    """Read a keypoint file, or a folder of one-image files: image name -> float32 (18, 2) px.
+
+    PATN / pose-gan CSV, OpenPose JSON (18 or 25 joints; of several people the one with the
+    largest sum of confidences, the first of equals), COCO-17 JSON (same rule, by score where
+    there is one; neck = middle of the shoulders) and GFLA / PIDM text (18 rows `x y`). One-image
+    files are named after the image: `a.txt`, `a.jpg.txt`, `a_keypoints.json` belong to `a.jpg`.
+    A negative coordinate is a missing joint. With `size` (height, width) joints outside the frame
+    are missing too, and a file with over 30 % of them there is refused as swapped or mis-scaled.
+    Raises UserError (BAD_DATA) with file and line for anything else.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = [p for p in sorted(path.iterdir()) if p.suffix in (".txt", ".json")]
+        table = {name: joints for file in files for name, joints in _read_file(file).items()}
+    else:
+        table = _read_file(path)
+    if not table:
+        raise UserError(f"{path}: holds no keypoints", BAD_DATA)
+    joints = np.stack(list(table.values()))
+    _refuse_normalised(joints, path)
+    if size is not None:
+        joints = inside(joints, size, name=str(path))
+    return dict(zip(table, joints, strict=True))
+
+
+def _read_file(path: Path) -> dict[str, np.ndarray]:
+    text = _read_text(path)
+    start = text.lstrip()[:1]
+    if not start:
+        raise UserError(f"{path}: the file is empty", BAD_DATA)
+    if start in "{[":
+        return _read_json(parse_json(text, str(path)), path)
+    if path.suffix == ".txt" and ":" not in text:
+        return {_image_name(path): _read_gfla(text, path)}
+    return _read_csv(text, path)
+
+
+# ---------------------------------------------------------------- PATN / pose-gan CSV
+
+
+def _read_csv(text: str, path: Path) -> dict[str, np.ndarray]:
+    lines = text.splitlines()
+    if lines[0].rstrip(",; \t").replace(" ", "") != HEADER:
+        raise UserError(f"{path}:1: the header is not '{HEADER}' but '{lines[0][:60]}'", BAD_DATA)
+    rows = [(n, line) for n, line in enumerate(lines[1:], 2) if line.strip(",; \t")]
+    names, values = [], []
+    for number, line in rows:
+        name, yx = _parse_row(line, f"{path}:{number}")
+        names.append(name)
+        values.append(yx)
+    if not rows:
+        raise UserError(f"{path}: a header and no rows", BAD_DATA)
+    array = np.array(values, dtype=np.float64)  # (N, 2, 18), y first
+    if not (finite := np.isfinite(array).all((1, 2))).all():
+        number = rows[int(finite.argmin())][0]
+        raise UserError(f"{path}:{number}: NaN or Infinity; write -1 for a missing joint", BAD_DATA)
+    joints = _with_nan(array[:, ::-1].swapaxes(1, 2))
+    table: dict[str, np.ndarray] = {}
+    for (number, _), name, one in zip(rows, names, joints, strict=True):
+        if name in table and not np.array_equal(table[name], one, equal_nan=True):
+            raise UserError(f"{path}:{number}: '{name}' stands twice, and differs", BAD_DATA)
+        table[name] = one
+    return table
+
+
+def _parse_row(line: str, where: str) -> tuple[str, list[list[float]]]:
+    parts = line.rstrip(",; \t").rsplit(":", 2)
+    if len(parts) != 3:
+        raise UserError(
+            f"{where}: expected 'name: [18 y]: [18 x]', separated by colons, got '{line[:40]}'",
+            BAD_DATA,
+        )
+    lists = []
+    for text in parts[1:]:
+        try:
+            numbers = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: '{text.strip()[:40]}' is not a list", BAD_DATA) from error
+        if not isinstance(numbers, list) or not set(map(type, numbers)) <= {int, float}:
+            raise UserError(f"{where}: expected a list of numbers", BAD_DATA)
+        if len(numbers) != len(JOINTS):
+            raise UserError(f"{where}: {len(numbers)} joints instead of {len(JOINTS)}", BAD_DATA)
+        lists.append(numbers)
+    return parts[0].strip(), lists
+
+
+def write_keypoints(path: str | Path, keypoints: Mapping[str, np.ndarray]) -> None:
+    """Write a PATN CSV: whole pixels, -1 = missing, sorted by name, atomic."""
+    lines = [HEADER]
+    for name in sorted(keypoints):
+        joints = np.asarray(keypoints[name], dtype=np.float64)
+        pixels = np.where(missing(joints)[:, None], -1, np.rint(joints)).astype(int)
+        lines.append(f"{name}: {pixels[:, 1].tolist()}: {pixels[:, 0].tolist()}")
+    write_bytes(path, ("\n".join(lines) + "\n").encode())
+
+
+# ---------------------------------------------------------------- text and JSON
+
+
+def _read_gfla(text: str, path: Path) -> np.ndarray:
+    rows = [(n, line.split()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    values = []
+    for number, row in rows:
+        try:
+            values.append([float(row[0]), float(row[1])])
+        except (ValueError, IndexError) as error:
+            raise UserError(f"{path}:{number}: expected 'x y', two numbers", BAD_DATA) from error
+        if len(row) != 2 or not np.isfinite(values[-1]).all():
+            raise UserError(f"{path}:{number}: expected 'x y', two finite numbers", BAD_DATA)
+    if len(values) != len(JOINTS):
+        raise UserError(f"{path}: {len(values)} joints instead of {len(JOINTS)}", BAD_DATA)
+    return _with_nan(np.array(values))
+
+
+def _read_json(value: Any, path: Path) -> dict[str, np.ndarray]:
+    if isinstance(value, dict) and isinstance(value.get("people"), list):
+        people = [
+            _from_openpose(p.get("pose_keypoints_2d", p.get("pose_keypoints")), path)
+            if isinstance(p, dict)
+            else _from_openpose(None, path)
+            for p in value["people"]
+        ]
+        nobody = (np.full((len(JOINTS), 2), np.nan, np.float32), 0.0)
+        return {_image_name(path): max(people, key=lambda person: person[1], default=nobody)[0]}
+    best: dict[str, tuple[float, np.ndarray]] = {}
+    for name, person in _coco_people(value, path):
+        joints, confidence = _from_coco(person.get("keypoints"), f"{path}: '{name}'")
+        score = person.get("score", confidence)
+        if not isinstance(score, int | float):
+            raise UserError(f"{path}: '{name}': the score is not a number", BAD_DATA)
+        if name not in best or score > best[name][0]:
+            best[name] = (float(score), joints)
+    return {name: joints for name, (_, joints) in best.items()}
+
+
+def _coco_people(value: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (image name, annotation) of a COCO data set or a COCO / AlphaPose result list."""
+    wrong = UserError(f"{path}: neither OpenPose ('people') nor COCO ('annotations')", BAD_DATA)
+    names: dict[Any, str] = {}
+    if isinstance(value, dict):
+        try:
+            names = {image["id"]: str(image["file_name"]) for image in value["images"]}
+            value = value["annotations"]
+        except (KeyError, TypeError) as error:
+            raise wrong from error
+    for person in value:
+        if not isinstance(person, dict) or not isinstance(person.get("image_id"), str | int):
+            raise wrong
+        name = names.get(person["image_id"], person["image_id"])
+        if not isinstance(name, str):
+            raise UserError(f"{path}: image_id {name} has no file name here", BAD_DATA)
+        yield name, person
+
+
+def _from_openpose(flat: Any, path: Path) -> tuple[np.ndarray, float]:
+    values = _triples(flat, (18, 25), str(path))
+    if len(values) == 25:
+        values = values[_FROM_BODY_25]
+    return _with_nan(_drop_unseen(values)), float(values[:, 2].sum())
+
+
+def _from_coco(flat: Any, where: str) -> tuple[np.ndarray, float]:
+    values = _triples(flat, (17,), where)
+    joints = _with_nan(_drop_unseen(values))[_FROM_COCO]
+    joints[NECK] = (joints[R_SHOULDER] + joints[L_SHOULDER]) / 2  # NaN if one is missing
+    return joints, float(values[:, 2].sum())
+
+
+def _triples(flat: Any, counts: tuple[int, ...], where: str) -> np.ndarray:
+    """A flat list x, y, confidence, x, … as float (joints, 3)."""
+    if not isinstance(flat, list) or not set(map(type, flat)) <= {int, float}:
+        raise UserError(f"{where}: expected a flat list x, y, confidence, …", BAD_DATA)
+    if len(flat) % 3 or len(flat) // 3 not in counts:
+        expected = " or ".join(map(str, counts))
+        raise UserError(
+            f"{where}: {len(flat)} values are not {expected} joints of x, y, confidence", BAD_DATA
+        )
+    values = np.array(flat, dtype=np.float64).reshape(-1, 3)
+    if not np.isfinite(values).all():
+        raise UserError(f"{where}: NaN or Infinity among the joints", BAD_DATA)
+    return values
+
+
+def _drop_unseen(values: np.ndarray) -> np.ndarray:
+    return np.where(values[:, 2:] > 0, values[:, :2], -1.0)
+
+
+def _with_nan(joints: np.ndarray) -> np.ndarray:
+    gone = (joints < 0).any(-1, keepdims=True)
+    return np.where(gone, np.nan, joints).astype(np.float32)
+
+
+def _image_name(path: Path) -> str:
+    stem = path.stem.removesuffix("_keypoints")
+    return stem if stem.lower().endswith(_IMAGE_SUFFIXES) else f"{stem}.jpg"
+
+
+# ---------------------------------------------------------------- checks and geometry
+
+
+def missing(keypoints: np.ndarray) -> np.ndarray:
+    """Which joints are missing: (..., 18, 2) -> bool (..., 18)."""
+    return np.asarray(np.isnan(keypoints).any(-1))
+
+
+def outside(keypoints: np.ndarray, size: Any) -> np.ndarray:
+    """Which joints lie outside the frame; size (height, width) or (N, 2) of them."""
+    limits = np.asarray(size, dtype=np.float32)[..., None, ::-1] - 0.5  # (…, 1, 2) as (x, y)
+    return np.asarray(((keypoints > limits) | (keypoints < -0.5)).any(-1))  # NaN is not outside
+
+
+def inside(keypoints: np.ndarray, size: Any, *, name: str) -> np.ndarray:
+    """Set joints outside the frame to NaN: (N, 18, 2), size (height, width) or (N, 2) of them.
+
+    Raises UserError (BAD_DATA) when over 30 % of all joints lie outside: then x and y are
+    swapped, or the file belongs to images of another size.
+    """
+    out = outside(keypoints, size)
+    if (share := out.sum() / max(1, (~missing(keypoints)).sum())) > _OUTSIDE_LIMIT:
+        raise UserError(
+            f"{name}: {share:.0%} of the joints lie outside the image; x and y look swapped, "
+            "or the file is for another image size",
+            BAD_DATA,
+        )
+    return np.where(out[..., None], np.nan, keypoints).astype(np.float32)
+
+
+def _refuse_normalised(joints: np.ndarray, path: Path) -> None:
+    there = joints[~missing(joints)]
+    if len(there) >= 4 and there.max() <= 1:
+        raise UserError(f"{path}: all coordinates are at most 1; pixels are expected", BAD_DATA)
+
+
+def mirror(keypoints: np.ndarray, width: int) -> np.ndarray:
+    """Keypoints of the flipped image: x -> width - 1 - x, left and right swapped; (..., 18, 2)."""
+    flipped = np.array(keypoints)[..., _SWAPPED, :]
+    flipped[..., 0] = width - 1 - flipped[..., 0]
+    return flipped
+
+
+def passes_patn(keypoints: np.ndarray) -> Any:
+    """PATN's rule: both shoulders and both hips are there; (..., 18, 2) -> bool (...)."""
+    return ~missing(keypoints)[..., [R_SHOULDER, L_SHOULDER, R_HIP, L_HIP]].any(-1)
+
+
+def orientation(keypoints: np.ndarray) -> np.ndarray:
+    """Where the person faces, in degrees, (..., 18, 2) -> (...); a coarse rule, NaN = cannot tell.
+
+    0 = the camera, 90 = the image's right edge, 180 = away, -90 = the left edge. Facing the
+    camera, the left shoulder lies on the image's right, about 0.75 torso lengths from the right
+    one; in profile the nose lies about 0.45 before the shoulders (Market-1501's percentiles).
+    """
+    x = np.asarray(keypoints, dtype=np.float64)[..., 0]
+    y = np.asarray(keypoints, dtype=np.float64)[..., 1]
+    torso = (y[..., R_HIP] + y[..., L_HIP] - y[..., R_SHOULDER] - y[..., L_SHOULDER]) / 2
+    torso = np.where(torso > 0, torso, np.nan)
+    forward = (x[..., L_SHOULDER] - x[..., R_SHOULDER]) / torso / 0.75
+    middle = (x[..., L_SHOULDER] + x[..., R_SHOULDER]) / 2
+    sideways = np.nan_to_num((x[..., NOSE] - middle) / torso / 0.45)  # no nose: seen from behind
+    return np.degrees(np.arctan2(sideways, forward))

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+__version__ = "0.1.0"
+
 _HOME = {
     "BAD_DATA": "files",
     "DONE": "files",
@@ -17,6 +19,7 @@ _HOME = {
     "PIDMPipeline": "pipeline",
     "Record": "data",
     "SKIPPED": "files",
+    "TERMINATED": "files",
     "USAGE": "files",
     "UserError": "files",
     "decode_image": "files",

@@ -26,6 +26,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 Guidance = Literal["dcf", "chain", "cf", "style", "none"]
 Sampler = Literal["ddim", "ddpm"]
 Spacing = Literal["leading", "trailing"]
+Prediction = Literal["eps", "v"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class DiffusionConfig:
     """Variance of the first noise level."""
     beta_last: float = 2e-2
     """Variance of the last noise level."""
+    prediction: Prediction = "eps"
+    """What the network predicts: the noise (the paper), or v (learns sooner)."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,6 @@ class TrainConfig:
     """Decay of the exponential moving average of the weights."""
     eta: float = 0.1
     """Share of samples that lose their pose, their style, or both (each this share)."""
-    min_snr: float = 0.0
-    """Weight the noise loss by min(SNR, this) / SNR; 0 = the paper's Eq. 3."""
     max_scale: float = 0.05
     """Random enlargement (with crop) of source and target, drawn separately."""
     seed: int = 0
@@ -128,6 +129,8 @@ class SampleConfig:
     """Deterministic DDIM or ancestral DDPM."""
     spacing: Spacing = "trailing"
     """Placement of the steps: 'leading' (the authors') or 'trailing' (better when few)."""
+    clip: bool = True
+    """Keep every predicted y_0 within [-1, 1]."""
     guidance: Guidance = "dcf"
     """dcf = Eq. 6; chain, cf, style (the authors' code) or none."""
     w_p: float = 2.0

@@ -1,0 +1,201 @@
+"""Run folders and model folders: safetensors and JSON only, atomic, checksummed.
+
+runs/<name>/checkpoints/step_00001000/   training state; manifest.json is written last
+runs/<name>/model/                       config.json, model.safetensors, README.md: what samples
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from pidm_core.config import (
+    DiffusionConfig,
+    ModelConfig,
+    PIDMConfig,
+    SampleConfig,
+    from_dict,
+    to_dict,
+)
+from pidm_core.files import (
+    BAD_DATA,
+    ENVIRONMENT,
+    UserError,
+    read_json,
+    sha256,
+    write_bytes,
+    write_json,
+)
+from pidm_core.model import PIDM
+
+log = logging.getLogger(__name__)
+ASSETS = Path(__file__).parent / "assets"
+
+
+# ---------------------------------------------------------------- training state
+
+
+def save_checkpoint(
+    run: Path,
+    step: int,
+    tensors: Mapping[str, dict[str, Tensor]],
+    state: dict[str, Any],
+    *,
+    keep: int,
+) -> Path:
+    """Write one checkpoint whole or not at all, then remove the oldest beyond `keep`.
+
+    tensors: file name without ending -> named tensors. Raises UserError (ENVIRONMENT) when the
+    disk has no room for it.
+    """
+    home = run / "checkpoints"
+    home.mkdir(parents=True, exist_ok=True)
+    files = {
+        f"{name}.safetensors": save_tensors(
+            {k: v.detach().cpu().contiguous() for k, v in part.items()}
+        )
+        for name, part in tensors.items()
+    }
+    files["state.json"] = json.dumps({"step": step, **state}, indent=2).encode()
+    need, free = sum(map(len, files.values())), shutil.disk_usage(home).free
+    if free < 1.1 * need:
+        raise UserError(
+            f"{home}: a checkpoint needs {need >> 20} MiB and only {free >> 20} MiB are free; "
+            "free some space and run the same command again",
+            ENVIRONMENT,
+        )
+    folder, final = home / f".tmp-{uuid.uuid4().hex[:8]}", home / f"step_{step:08d}"
+    try:
+        for name, data in files.items():
+            write_bytes(folder / name, data)
+        manifest = {
+            name: {"bytes": len(data), "sha256": sha256(data)} for name, data in files.items()
+        }
+        write_json(folder / "manifest.json", {"step": step, "files": manifest})
+        _sync(folder)
+        if final.exists():  # an unverified one of the same step, else we would not be here
+            shutil.rmtree(final)
+        folder.rename(final)
+        _sync(home)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    for old in _checkpoints(run)[keep:]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest_checkpoint(run: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]] | None:
+    """State and tensors of the newest checkpoint that verifies; a bad one is named, passed over."""
+    for folder in _checkpoints(run):
+        try:
+            return _read_checkpoint(folder)
+        except UserError as error:
+            log.warning("%s; using the one before", error)
+    return None
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").glob("step_????????"), reverse=True)
+
+
+def _read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name, entry in read_json(folder / "manifest.json")["files"].items():
+        path = folder / name
+        data = path.read_bytes() if path.is_file() else b""
+        if sha256(data) != entry["sha256"]:
+            raise UserError(f"{path}: missing or altered, its checksum differs", BAD_DATA)
+        if path.suffix == ".safetensors":
+            tensors[path.stem] = load_tensors(data)
+    return read_json(folder / "state.json"), tensors
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+# ---------------------------------------------------------------- model folders
+
+
+def save_model(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    config: PIDMConfig,
+    *,
+    card: str,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a model folder: config.json, model.safetensors in `dtype`, README.md (the card)."""
+    weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in state.items()}
+    data = save_tensors(weights, metadata={"format": "pt"})
+    sections = {name: to_dict(getattr(config, name)) for name in ("model", "diffusion", "sample")}
+    write_bytes(folder / "model.safetensors", data)
+    write_json(folder / "config.json", {"weights_sha256": sha256(data), **sections})
+    write_bytes(folder / "README.md", card.encode())
+
+
+def find_model(name: str | Path) -> Path:
+    """The model folder meant by a bundled name, a run folder or a model folder."""
+    for folder in (ASSETS / str(name), Path(name) / "model", Path(name)):
+        if (folder / "config.json").is_file():
+            return folder
+    bundled = ", ".join(sorted(p.name for p in ASSETS.glob("*/"))) or "none"
+    raise UserError(
+        f"{name}: no trained model there (a run folder has model/config.json; bundled: {bundled}); "
+        "train one with tools/train_pidm.py",
+        BAD_DATA,
+    )
+
+
+def load_model(folder: Path) -> tuple[PIDM, DiffusionConfig, SampleConfig, str]:
+    """Read a model folder: the network (fp32), its process, its sampling defaults, its hash.
+
+    Raises UserError (BAD_DATA) for altered files and for weights of another architecture.
+    """
+    config = read_json(folder / "config.json")
+    path = folder / "model.safetensors"
+    data = path.read_bytes() if path.is_file() else b""
+    if data.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: a Git-LFS pointer, not the weights; run git lfs pull", BAD_DATA)
+    digest = sha256(data)
+    if config.get("weights_sha256") != digest:
+        raise UserError(f"{path}: missing or altered, its checksum differs", BAD_DATA)
+    where = f"{folder / 'config.json'}: "
+    model = PIDM(from_dict(ModelConfig, config["model"], where))
+    try:
+        load_weights(model, load_tensors(data), path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a safetensors file ({error})", BAD_DATA) from error
+    diffusion = from_dict(DiffusionConfig, config["diffusion"], where)
+    return model.eval(), diffusion, from_dict(SampleConfig, config["sample"], where), digest
+
+
+def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Copy weights into a network; the first five that do not fit are named (BAD_DATA)."""
+    own = model.state_dict()
+    wrong = [f"{k} is missing" for k in own if k not in weights]
+    wrong += [f"{k} is unknown" for k in weights if k not in own]
+    wrong += [
+        f"{k} is {tuple(weights[k].shape)}, not {tuple(own[k].shape)}"
+        for k in own
+        if k in weights and weights[k].shape != own[k].shape
+    ]
+    if wrong:
+        raise UserError(f"{path}: weights of another network: {'; '.join(wrong[:5])}", BAD_DATA)
+    if bad := [k for k in own if not weights[k].isfinite().all()]:
+        raise UserError(f"{path}: NaN or infinite values in {bad[0]}", BAD_DATA)
+    model.load_state_dict(dict(weights))

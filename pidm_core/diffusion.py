@@ -1,0 +1,335 @@
+"""The diffusion process: noise levels, hybrid loss, condition dropout, guidance, samplers.
+
+Numbers only: the network is any object with `encode` and a call (`Network`).
+Shapes: B images (B, 3, H, W) in [-1, 1]; t (B,) int64, 0 ... T-1, where 0 is the least noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pidm_core.config import DiffusionConfig, Guidance, SampleConfig, Sampler, Spacing
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""(y_t (B, 3, H, W), t (B,)) -> (B, 6, H, W): eps (guided or not) and the variance channels v."""
+
+
+class Diffusion:
+    """Constants of q(y_t | y_0) (Eq. 1) in float64, and what is computed from them."""
+
+    def __init__(self, config: DiffusionConfig) -> None:
+        self.config = config
+        self.beta = torch.linspace(
+            config.beta_first, config.beta_last, config.T, dtype=torch.float64
+        )
+        self.abar = torch.cumprod(1 - self.beta, 0)
+        self.abar_before = torch.cat([torch.ones(1, dtype=torch.float64), self.abar[:-1]])
+
+    def _at(self, constants: Tensor, t: Tensor) -> Tensor:
+        return constants.to(t.device)[t].float()[:, None, None, None]  # (B, 1, 1, 1)
+
+    def q_sample(self, y_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """y_t = sqrt(abar_t) y_0 + sqrt(1 - abar_t) eps."""
+        return self._at(self.abar.sqrt(), t) * y_0 + self._at((1 - self.abar).sqrt(), t) * eps
+
+    def predict_y0(self, y_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """The clean image that y_t and its noise imply."""
+        return (y_t - self._at((1 - self.abar).sqrt(), t) * eps) / self._at(self.abar.sqrt(), t)
+
+    def to_eps(self, out: Tensor, y_t: Tensor, t: Tensor) -> Tensor:
+        """The network's output with its first three channels turned into eps if they are v.
+
+        v = sqrt(abar) eps - sqrt(1 - abar) y_0 (Salimans & Ho 2022), a deviation from the paper
+        for short trainings: its loss is Eq. 3 weighted by 1 / abar.
+        """
+        if self.config.prediction == "eps":
+            return out
+        v, variance = out.chunk(2, 1)
+        eps = self._at(self.abar.sqrt(), t) * v + self._at((1 - self.abar).sqrt(), t) * y_t
+        return torch.cat([eps, variance], 1)
+
+    # ------------------------------------------------------------ training
+
+    def losses(self, out: Tensor, y_0: Tensor, y_t: Tensor, t: Tensor, eps: Tensor) -> HybridLoss:
+        """Eq. 4 for a network output (B, 6, H, W)."""
+        out = out.float()
+        if self.config.prediction == "eps":
+            target = eps
+        else:
+            target = self._at(self.abar.sqrt(), t) * eps - self._at((1 - self.abar).sqrt(), t) * y_0
+        mse = (out[:, :3] - target).square().mean((1, 2, 3))
+        return HybridLoss(mse, self.vlb(self.to_eps(out, y_t, t), y_0, y_t, t))
+
+    def vlb(self, out: Tensor, y_0: Tensor, y_t: Tensor, t: Tensor) -> Tensor:
+        """One term of the variational bound in bits per dimension, (B,); the mean is detached.
+
+        KL(q(y_{t-1} | y_t, y_0) || p(y_{t-1} | y_t)); at t = 0 the likelihood of the 8-bit image.
+        """
+        eps, variance = out.chunk(2, 1)
+        true_mean = self.posterior_mean(y_0, y_t, t)
+        true_log_var = self._at(self._posterior_log_var(), t)
+        mean = self.posterior_mean(self.predict_y0(y_t, t, eps.detach()), y_t, t)
+        log_var = self.log_variance(variance, t)
+        kl = gaussian_kl(true_mean, true_log_var, mean, log_var)
+        nll = -discretised_gaussian_log_likelihood(y_0, mean, 0.5 * log_var)
+        bits = torch.where((t == 0)[:, None, None, None], nll, kl) / math.log(2)
+        return bits.mean((1, 2, 3))
+
+    def posterior_mean(self, y_0: Tensor, y_t: Tensor, t: Tensor) -> Tensor:
+        """Mean of q(y_{t-1} | y_t, y_0)."""
+        first = self.beta * self.abar_before.sqrt() / (1 - self.abar)
+        second = (1 - self.abar_before) * (1 - self.beta).sqrt() / (1 - self.abar)
+        return self._at(first, t) * y_0 + self._at(second, t) * y_t
+
+    def _posterior_log_var(self) -> Tensor:
+        variance = self.beta * (1 - self.abar_before) / (1 - self.abar)
+        variance[0] = variance[1]  # it is 0 at the last step, where its logarithm is not used
+        return variance.log()
+
+    def log_variance(self, v: Tensor, t: Tensor) -> Tensor:
+        """Learned log-variance between log beta~_t (v = -1) and log beta_t (v = 1)."""
+        share = (v + 1) / 2
+        return share * self._at(self.beta.log(), t) + (1 - share) * self._at(
+            self._posterior_log_var(), t
+        )
+
+    # ------------------------------------------------------------ sampling
+
+    def timesteps(self, steps: int, spacing: Spacing) -> list[int]:
+        """The noise levels visited, most noise first.
+
+        'leading' is the authors' range(0, T, T // n); 'trailing' starts at T - 1 exactly.
+        """
+        T = self.config.T
+        if spacing == "leading":
+            return list(range(0, T, max(1, T // steps)))[::-1][-steps:] if steps <= T else []
+        return [round(T - i * T / steps) - 1 for i in range(steps)]
+
+    def sample(
+        self,
+        denoise: Denoise,
+        y_T: Tensor,  # (B, 3, H, W) unit noise
+        *,
+        steps: int,
+        sampler: Sampler = "ddim",
+        spacing: Spacing = "trailing",
+        clip: bool = True,
+        noise: Callable[[int], Tensor] | None = None,  # step number -> (B, 3, H, W); ddpm only
+    ) -> Iterator[Step]:
+        """Denoise y_T step by step (Eq. 2); the last step's y is the image."""
+        levels = self.timesteps(steps, spacing)
+        y = y_T
+        for i, level in enumerate(levels):
+            before = float(self.abar[levels[i + 1]]) if i + 1 < len(levels) else 1.0
+            t = torch.full((len(y),), level, device=y.device)
+            eps, v = denoise(y, t).float().chunk(2, 1)
+            y_0 = self.predict_y0(y, t, eps)
+            if clip:
+                y_0 = y_0.clamp(-1, 1)
+            abar = float(self.abar[level])
+            if sampler == "ddim":
+                y = ddim_step(y, y_0, abar=abar, abar_before=before)
+            else:
+                fresh = noise(i) if noise is not None and i + 1 < len(levels) else None
+                y = ddpm_step(y, y_0, v, fresh, abar=abar, abar_before=before)
+            yield Step(i, level, y, y_0)
+
+
+@dataclass(frozen=True)
+class HybridLoss:
+    """L_mse and L_vlb of each image, (B,) each."""
+
+    mse: Tensor
+    vlb: Tensor
+
+    def mean(self) -> Tensor:
+        """Eq. 4: the bound weighs 0.001 T per sampled step, which is 1 at T = 1000."""
+        return (self.mse + self.vlb).mean()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One denoising step: its number, the noise level it left, the image and predicted y_0."""
+
+    number: int
+    t: int
+    y: Tensor
+    y_0: Tensor
+
+
+def ddim_step(y_t: Tensor, y_0: Tensor, *, abar: float, abar_before: float) -> Tensor:
+    """Song et al. 2021, Eq. 12 with eta = 0."""
+    eps = (y_t - math.sqrt(abar) * y_0) / math.sqrt(1 - abar)
+    return math.sqrt(abar_before) * y_0 + math.sqrt(1 - abar_before) * eps
+
+
+def ddpm_step(
+    y_t: Tensor, y_0: Tensor, v: Tensor, noise: Tensor | None, *, abar: float, abar_before: float
+) -> Tensor:
+    """Eq. 2 with the learned variance, respaced (Nichol & Dhariwal 2021); no noise at the end."""
+    beta = 1 - abar / abar_before
+    mean = (beta * math.sqrt(abar_before) * y_0 + (1 - abar_before) * math.sqrt(1 - beta) * y_t) / (
+        1 - abar
+    )
+    if noise is None:
+        return mean
+    log_small = math.log(max(beta * (1 - abar_before) / (1 - abar), 1e-20))
+    share = (v + 1) / 2
+    return mean + (0.5 * (share * math.log(beta) + (1 - share) * log_small)).exp() * noise
+
+
+def gaussian_kl(mean_1: Tensor, log_var_1: Tensor, mean_2: Tensor, log_var_2: Tensor) -> Tensor:
+    """KL divergence of two diagonal Gaussians, element by element, in nats."""
+    ratio = log_var_2 - log_var_1
+    square = (mean_1 - mean_2).square() * (-log_var_2).exp()
+    return 0.5 * (ratio - 1 + (-ratio).exp() + square)
+
+
+def discretised_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """Log-probability of 8-bit values x in [-1, 1] under a Gaussian, in nats (DDPM, Eq. 13)."""
+    scale = (-log_scale).exp()
+    upper = torch.special.ndtr(scale * (x - mean + 1 / 255))
+    lower = torch.special.ndtr(scale * (x - mean - 1 / 255))
+    inside = torch.where(x > 0.999, 1 - lower, upper - lower)
+    return torch.where(x < -0.999, upper, inside).clamp_min(1e-12).log()
+
+
+# ---------------------------------------------------------------- conditions
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Which samples of a batch lost their pose and which their style, (B,) bool each."""
+
+    pose: Tensor
+    style: Tensor
+
+
+def drop_conditions(count: int, eta: float, *, device: torch.device | None = None) -> Dropped:
+    """One draw per sample: pose only (eta), style only (eta), both (eta), neither (1 - 3 eta).
+
+    The paper drops "eta %" without saying how; independent draws would train eps(0, 0), which
+    Eq. 6 needs at every step, on eta^2 = 1 % of the samples only.
+    """
+    u = torch.rand(count, device=device)
+    return Dropped(
+        pose=(u < eta) | ((u >= 2 * eta) & (u < 3 * eta)), style=(u >= eta) & (u < 3 * eta)
+    )
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One evaluation of the network, with or without each condition."""
+
+    pose: bool
+    style: bool
+
+
+_NEITHER, _POSE, _STYLE, _BOTH = (
+    Branch(False, False),
+    Branch(True, False),
+    Branch(False, True),
+    Branch(True, True),
+)
+
+
+def guidance_terms(guidance: Guidance, w_p: float, w_s: float) -> list[tuple[Branch, float]]:
+    """The branches evaluated and their coefficients in the guided eps; most conditioned last.
+
+    dcf    Eq. 6 as printed: u + w_p (p - u) + w_s (s - u), which never evaluates both together
+    chain  u + w_p (p - u) + w_s (ps - p)
+    cf     vanilla classifier-free guidance: u + w_s (ps - u)
+    style  the authors' code: p + w_s (ps - p)
+    none   ps
+    """
+    match guidance:
+        case "dcf":
+            return [(_NEITHER, 1 - w_p - w_s), (_POSE, w_p), (_STYLE, w_s)]
+        case "chain":
+            return [(_NEITHER, 1 - w_p), (_POSE, w_p - w_s), (_BOTH, w_s)]
+        case "cf":
+            return [(_NEITHER, 1 - w_s), (_BOTH, w_s)]
+        case "style":
+            return [(_POSE, 1 - w_s), (_BOTH, w_s)]
+        case "none":
+            return [(_BOTH, 1.0)]
+
+
+class Network(Protocol):
+    """What guidance needs of a network (model.PIDM is one)."""
+
+    def encode(self, x_s: Tensor) -> list[Tensor]: ...
+
+    def __call__(self, y_t: Tensor, t: Tensor, x_p: Tensor, texture: list[Tensor]) -> Tensor: ...
+
+
+def guided(
+    model: Network,
+    diffusion: Diffusion,
+    *,
+    x_p: Tensor,  # (B, 20, H, W)
+    texture: list[Tensor],  # F_s of the B sources
+    guidance: Guidance,
+    w_p: float,
+    w_s: float,
+) -> Denoise:
+    """A denoiser that evaluates the branches in one batch and combines their eps.
+
+    Guidance acts on eps alone; the variance is that of the most conditioned branch.
+    """
+    terms = guidance_terms(guidance, w_p, w_s)
+    count, no_pose = len(terms), torch.zeros_like(x_p)
+    size = (1, 3, *x_p.shape[2:])
+    no_style = [f.expand(len(x_p), -1, -1, -1) for f in model.encode(x_p.new_zeros(size))]
+    poses = torch.cat([x_p if branch.pose else no_pose for branch, _ in terms])  # (nB, 20, H, W)
+    parts = [texture if branch.style else no_style for branch, _ in terms]
+    textures = [torch.cat(layer) for layer in zip(*parts, strict=True)]  # L x (nB, C_l, H_l, W_l)
+    weights = torch.tensor([weight for _, weight in terms], device=x_p.device)
+
+    def denoise(y_t: Tensor, t: Tensor) -> Tensor:
+        y, levels = y_t.repeat(count, 1, 1, 1), t.repeat(count)
+        out = diffusion.to_eps(model(y.to(x_p.dtype), levels, poses, textures).float(), y, levels)
+        eps, variance = out.view(count, *y_t.shape[:1], 6, *y_t.shape[2:]).split(3, 2)
+        return torch.cat([torch.einsum("n,nbchw->bchw", weights, eps), variance[-1]], 1)
+
+    return denoise
+
+
+@torch.inference_mode()
+def sample_images(
+    model: Network,
+    diffusion: Diffusion,
+    *,
+    x_s: Tensor,  # (B, 3, H, W) sources
+    x_p: Tensor,  # (B, 20, H, W) target poses
+    y_T: Tensor,  # (B, 3, H, W) unit noise, float32
+    settings: SampleConfig,
+    noise: Callable[[int], Tensor] | None = None,
+) -> Tensor:  # (B, 3, H, W)
+    """The sources' people in the target poses, by all the steps that `settings` asks for."""
+    denoise = guided(
+        model,
+        diffusion,
+        x_p=x_p,
+        texture=model.encode(x_s),
+        guidance=settings.guidance,
+        w_p=settings.w_p,
+        w_s=settings.w_s,
+    )
+    steps = diffusion.sample(
+        denoise,
+        y_T,
+        steps=settings.steps,
+        sampler=settings.sampler,
+        spacing=settings.spacing,
+        clip=settings.clip,
+        noise=noise,
+    )
+    *_, last = steps
+    return last.y

@@ -1,0 +1,77 @@
+"""What the machine is good at: device, precision and memory layout."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+
+from pidm_core.config import Precision
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a network runs; always in the channels_last layout."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def module(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Move a module there, in this precision and layout."""
+        return module.to(self.device, self.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+    def tensor(self, values: torch.Tensor) -> torch.Tensor:
+        """Move (B, C, H, W) values there, in this precision and layout."""
+        return values.to(self.device, self.dtype, memory_format=torch.channels_last)
+
+    def images(self, images: np.ndarray) -> torch.Tensor:
+        """The door in: uint8 (B, H, W, 3) -> (B, 3, H, W) in [-1, 1]."""
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
+        return self.tensor(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
+
+    def __str__(self) -> str:
+        return f"{self.device.type}, {str(self.dtype).removeprefix('torch.')}, channels_last"
+
+
+def to_uint8(y: torch.Tensor) -> np.ndarray:
+    """The door out: (B, 3, H, W) in [-1, 1] -> uint8 (B, H, W, 3)."""
+    pixels = (y.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def place(precision: Precision = "auto", device: torch.device | None = None) -> Placement:
+    """The device that is there, and bf16 where the hardware multiplies it.
+
+    Measured on CPU, 3x3 convolutions: with AMX, bf16 is ten times faster than fp32; without
+    (AVX2), ten times slower. channels_last is 1.2 to 2 times faster than contiguous in both.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        keep_freed_memory()
+    bf16 = precision == "bf16" or (precision == "auto" and fast_bf16(device))
+    return Placement(device, torch.bfloat16 if bf16 else torch.float32)
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 natively."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    can = torch.cpu.get_capabilities()
+    return bool(can.get("amx_bf16") or can.get("avx512_bf16"))
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Let the C allocator reuse large blocks instead of handing each back to the kernel.
+
+    Measured on a training step of the toy network: 1.3 times faster.
+    """
+    if sys.platform == "linux":
+        M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

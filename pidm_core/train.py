@@ -1,0 +1,417 @@
+"""The training loop of PIDM, a generator: each step is yielded, so that callers watch or stop it.
+
+Order, flips, noise levels, noise and dropout are a pure function of (seed, step, rank), so no
+random state is saved and resuming is exact. The same call on the same run folder resumes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import platform
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from pidm_core import __version__
+from pidm_core.checkpoint import (
+    find_model,
+    latest_checkpoint,
+    load_model,
+    load_weights,
+    save_checkpoint,
+    save_model,
+)
+from pidm_core.config import PIDMConfig, TrainConfig, load_config, save_config, to_dict
+from pidm_core.data import Batch, Pairs, find_keypoints, order, read_market1501
+from pidm_core.diffusion import Diffusion, drop_conditions, sample_images
+from pidm_core.files import BAD_DATA, UserError, encode_png, write_bytes, write_json
+from pidm_core.hardware import Placement, place, to_uint8
+from pidm_core.keypoints import read_keypoints
+from pidm_core.model import PIDM
+from pidm_core.pose import pose_map
+
+log = logging.getLogger(__name__)
+HARMLESS = (
+    "train.log_every",
+    "train.sample_every",
+    "train.save_every",
+    "train.keep",
+    "train.steps",
+)
+GRID_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One optimizer step that is done."""
+
+    step: int
+    loss: float  # Eq. 4, mean over the batch of this process
+    mse: float
+    vlb: float
+    images_per_second: float  # of all processes
+    stopping: bool  # a signal asked to stop; the checkpoint is written
+
+
+def load_pairs(config: PIDMConfig) -> Pairs:
+    """The training pairs a configuration names."""
+    records = read_market1501(config.data)
+    keypoints = read_keypoints(config.keypoints or find_keypoints(config.data))
+    return Pairs(records, keypoints, size=config.model.size)
+
+
+def train(config: PIDMConfig, run: Path) -> Iterator[Progress]:
+    """Train `config` in the run folder, from its newest checkpoint on, and yield every step.
+
+    Writes config.yaml, env.json, metrics.jsonl, samples/, checkpoints/ and at the end model/.
+    SIGINT and SIGTERM finish the step and save. Raises UserError for a run folder that holds
+    another configuration, and for a loss that is no longer finite.
+    """
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    placement = place(config.train.precision, accelerator.device)
+    state = State(config, placement)
+    if accelerator.is_main_process:
+        _open_run(config, run, placement, accelerator.num_processes)
+    accelerator.wait_for_everyone()
+    start = state.resume(run)
+    if start == 0 and config.train.init:
+        state.start_from(config.train.init)
+    pairs = load_pairs(config)
+    loss_of = accelerator.prepare(HybridLoss(state.model, Diffusion(config.diffusion), config))
+    world, rank = accelerator.num_processes, accelerator.process_index
+    grids = accelerator.is_main_process and config.train.sample_every > 0
+
+    with _stop_signal() as stop, _Batches(pairs, config.train, world, rank) as batches:
+        clock, metrics = time.monotonic(), _Metrics(run, start)
+        for step in range(start, config.train.steps):
+            seed = _step_seed(config.train.seed, step, rank)
+            torch.manual_seed(seed)
+            mse, vlb = loss_of(*_tensors(batches[step], placement))
+            loss = mse + vlb
+            accelerator.backward(loss)
+            state.update(step)
+            done, last = step + 1, step + 1 == config.train.steps
+            stopping = stop() or last
+            rate = config.train.batch_size * world / max(time.monotonic() - clock, 1e-9)
+            clock = time.monotonic()
+            progress = Progress(done, float(loss), float(mse), float(vlb), rate, stop())
+            if not math.isfinite(progress.loss):
+                raise UserError(
+                    f"{run}: the loss is {progress.loss} at step {done}; the last checkpoint is "
+                    "good, lower train.lr and train on in a new folder with --train.init",
+                    BAD_DATA,
+                )
+            if accelerator.is_main_process:
+                metrics.add(progress, write=stopping or done % config.train.log_every == 0)
+                if stopping or done % config.train.save_every == 0:
+                    state.save(run, done, world)
+                if grids and (last or done % config.train.sample_every == 0):
+                    path = run / "samples" / f"step_{done:08d}.png"
+                    write_bytes(path, encode_png(state.grid(pairs)))
+            accelerator.wait_for_everyone()
+            yield progress
+            if stopping:
+                break
+
+
+class HybridLoss(nn.Module):
+    """Eq. 4 as a module, so that encoder and denoiser are one call for data-parallel training."""
+
+    def __init__(self, model: PIDM, diffusion: Diffusion, config: PIDMConfig) -> None:
+        super().__init__()
+        self.model, self.diffusion, self.eta = model, diffusion, config.train.eta
+
+    def forward(self, x_s: Tensor, x_p: Tensor, y_0: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean L_mse and L_vlb of a batch, with condition dropout."""
+        count, device = len(y_0), y_0.device
+        dropped = drop_conditions(count, self.eta, device=device)
+        x_s = x_s.masked_fill(dropped.style[:, None, None, None], 0)
+        x_p = x_p.masked_fill(dropped.pose[:, None, None, None], 0)
+        t = torch.randint(self.diffusion.config.T, (count,), device=device)
+        clean = y_0.float()
+        eps = torch.randn_like(clean)
+        y_t = self.diffusion.q_sample(clean, t, eps)
+        out = self.model(y_t.to(y_0.dtype), t, x_p, self.model.encode(x_s))
+        losses = self.diffusion.losses(out, clean, y_t, t, eps)
+        return losses.mse.mean(), losses.vlb.mean()
+
+
+class State:
+    """Network, fp32 master weights, Adam, EMA: what a checkpoint holds."""
+
+    def __init__(self, config: PIDMConfig, placement: Placement) -> None:
+        self.config, self.placement = config, placement
+        torch.manual_seed(config.train.seed)
+        network = PIDM(config.model)
+        names = [name for name, _ in network.named_parameters()]
+        values = [p.detach().clone().to(placement.device) for p in network.parameters()]
+        self.model: PIDM = placement.module(network)  # type: ignore[assignment]
+        self.master = dict(zip(names, values, strict=True))
+        self.ema = {name: value.clone() for name, value in self.master.items()}
+        self._parameters = list(self.model.parameters())
+        self.adam = torch.optim.Adam(values, lr=config.train.lr, foreach=True)
+        self._publish()
+
+    def update(self, step: int) -> None:
+        """Clip, one Adam step on the master weights, EMA, and the new weights to the network."""
+        options = self.config.train
+        for value, parameter in zip(self.master.values(), self._parameters, strict=True):
+            grad = torch.zeros_like(value) if parameter.grad is None else parameter.grad.float()
+            value.grad, parameter.grad = grad, None
+        nn.utils.clip_grad_norm_(self.master.values(), options.clip_norm, foreach=True)
+        self.adam.param_groups[0]["lr"] = learning_rate(step, options)
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        # The paper's EMA; while the rate warms up it is a plain copy, as in the official code.
+        decay = options.ema_decay if step >= options.warmup_steps else 0.0
+        torch._foreach_lerp_(list(self.ema.values()), list(self.master.values()), 1 - decay)
+        self._publish()
+
+    def _publish(self) -> None:
+        with torch.no_grad():
+            for value, parameter in zip(self.master.values(), self._parameters, strict=True):
+                parameter.copy_(value)
+
+    def start_from(self, name: str) -> None:
+        """Take the weights of another model as initial weights."""
+        folder = find_model(name)
+        model, *_ = load_model(folder)
+        weights = {k: v.to(self.placement.device) for k, v in model.state_dict().items()}
+        load_weights(PIDM(self.config.model), weights, folder)  # refuses another architecture
+        self._fill(self.master, weights)
+        self._fill(self.ema, weights)
+        self._publish()
+
+    def save(self, run: Path, step: int, world: int) -> None:
+        """Write a checkpoint and the model folder."""
+        adam = self.adam.state_dict()["state"]
+        moments = {
+            f"{name}.{key}": adam[index][key]
+            for index, name in enumerate(self.master)
+            for key in ("exp_avg", "exp_avg_sq", "step")
+        }
+        options = self.config.train
+        save_checkpoint(
+            run,
+            step,
+            {"weights": self.master, "ema": self.ema, "adam": moments},
+            {"samples": step * options.batch_size * world, "world": world, "version": __version__},
+            keep=options.keep,
+        )
+        save_model(run / "model", self.ema, self.config, card=_card(self.config, step, world))
+
+    def resume(self, run: Path) -> int:
+        """Load the newest good checkpoint; return the number of steps that are done."""
+        found = latest_checkpoint(run)
+        if found is None:
+            return 0
+        state, tensors = found
+        self._fill(self.master, tensors["weights"])
+        self._fill(self.ema, tensors["ema"])
+        for name, value in self.master.items():
+            keys = ("exp_avg", "exp_avg_sq", "step")
+            moments = {key: tensors["adam"][f"{name}.{key}"] for key in keys}
+            device = self.placement.device
+            self.adam.state[value] = {
+                key: moment.to("cpu" if key == "step" else device)
+                for key, moment in moments.items()
+            }
+        self._publish()
+        return int(state["step"])
+
+    @staticmethod
+    def _fill(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+        for name, value in mine.items():
+            value.detach().copy_(theirs[name])
+
+    def grid(self, pairs: Pairs) -> np.ndarray:
+        """A picture, one row a pair: source, pose, generated, true image."""
+        places = np.linspace(0, len(pairs) - 1, GRID_ROWS).astype(int)
+        batch = pairs.batch(places, np.random.default_rng(0), max_scale=0.0)
+        x_s, x_p, _ = _tensors(batch, self.placement)
+        network = self.placement.module(PIDM(self.config.model)).eval()
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                parameter.copy_(self.ema[name])
+        y_T = torch.randn(x_s.shape, generator=torch.Generator().manual_seed(0))
+        y = sample_images(
+            network,
+            Diffusion(self.config.diffusion),
+            x_s=x_s,
+            x_p=x_p,
+            y_T=y_T.to(x_s.device),
+            settings=self.config.sample,
+        )
+        drawing = to_uint8(2 * x_p[:, :3] - 1)
+        columns = [batch.source, drawing, to_uint8(y), batch.target]
+        return np.concatenate([np.concatenate(list(c), axis=0) for c in columns], axis=1)
+
+
+def learning_rate(step: int, options: TrainConfig) -> float:
+    """Linear warm-up, then constant as in the paper, or a cosine that ends at zero."""
+    if step < options.warmup_steps:
+        return options.lr * (step + 1) / options.warmup_steps
+    if not options.cosine:
+        return options.lr
+    share = (step - options.warmup_steps) / max(1, options.steps - options.warmup_steps)
+    return options.lr * 0.5 * (1 + math.cos(math.pi * share))
+
+
+# ---------------------------------------------------------------- what goes in
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
+
+
+def _tensors(batch: Batch, placement: Placement) -> tuple[Tensor, Tensor, Tensor]:
+    """x_s, x_p and y_0 of a batch on the device."""
+    keypoints = torch.from_numpy(batch.keypoints).to(placement.device)
+    height, width = batch.target.shape[1:3]
+    x_p = placement.tensor(pose_map(keypoints, (height, width)))
+    return placement.images(batch.source), x_p, placement.images(batch.target)
+
+
+class _Batches:
+    """The batches of each step, the next one prepared in a thread while this one trains."""
+
+    def __init__(self, pairs: Pairs, options: TrainConfig, world: int, rank: int) -> None:
+        self.pairs, self.options, self.world, self.rank = pairs, options, world, rank
+        self._pool = ThreadPoolExecutor(1)
+        self._next: tuple[int, Future[Batch]] | None = None
+
+    def __getitem__(self, step: int) -> Batch:
+        ready = self._next
+        batch = ready[1].result() if ready and ready[0] == step else self._make(step)
+        self._next = (step + 1, self._pool.submit(self._make, step + 1))
+        return batch
+
+    def _make(self, step: int) -> Batch:
+        options = self.options
+        indices = order(
+            len(self.pairs),
+            seed=options.seed,
+            position=step * options.batch_size * self.world,
+            batch_size=options.batch_size,
+            world=self.world,
+            rank=self.rank,
+        )
+        rng = np.random.default_rng([options.seed, step, self.rank])
+        return self.pairs.batch(indices, rng, max_scale=options.max_scale)
+
+    def __enter__(self) -> _Batches:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+# ---------------------------------------------------------------- what comes out
+
+
+def _open_run(config: PIDMConfig, run: Path, placement: Placement, world: int) -> None:
+    """Write config.yaml and env.json, or refuse a folder of another configuration."""
+    path = run / "config.yaml"
+    if path.is_file():
+        old, new = (_flat(to_dict(c)) for c in (load_config(PIDMConfig, path), config))
+        harmless = HARMLESS if not config.train.cosine else HARMLESS[:-1]
+        differences = [
+            f"{key} was {old[key]}, is {new[key]}"
+            for key in new
+            if old[key] != new[key] and key not in harmless
+        ]
+        if differences:
+            raise UserError(
+                f"{run}: holds a run with other settings ({'; '.join(differences[:5])}); "
+                "give another --out, or the old settings"
+            )
+    save_config(config, path)
+    environment = {
+        "version": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "hardware": str(placement),
+        "threads": torch.get_num_threads(),
+        "processes": world,
+    }
+    write_json(run / "env.json", environment)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+class _Metrics:
+    """metrics.jsonl: means since the last line; lines after the resumed step are taken back."""
+
+    def __init__(self, run: Path, start: int) -> None:
+        self.path = run / "metrics.jsonl"
+        self._since: list[Progress] = []
+        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= start]
+        write_bytes(self.path, "".join(f"{line}\n" for line in kept).encode())
+
+    def add(self, progress: Progress, *, write: bool) -> None:
+        self._since.append(progress)
+        if not write:
+            return
+        names = ("loss", "mse", "vlb", "images_per_second")
+        means = {n: float(np.mean([getattr(p, n) for p in self._since])) for n in names}
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": progress.step, **means}) + "\n")
+        self._since = []
+
+
+@contextmanager
+def _stop_signal() -> Iterator[Callable[[], bool]]:
+    """Between steps, tell whether SIGINT or SIGTERM came; a second signal ends at once."""
+    received: list[int] = []
+
+    def handle(signum: int, frame: object) -> None:
+        if received:
+            raise SystemExit(128 + signum)
+        received.append(signum)
+
+    old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for signum, handler in old.items():
+            signal.signal(signum, handler)
+
+
+def _card(config: PIDMConfig, step: int, world: int) -> str:
+    images = step * config.train.batch_size * world
+    return f"""---
+library_name: pidm-reid
+tags: [person-image-synthesis, diffusion, re-identification]
+---
+# PIDM, {config.model.size[0]}x{config.model.size[1]}
+
+Draws a person from a source image in a target pose (Bhunia et al., CVPR 2023).
+Trained on `{Path(config.data).name}` for {step:,} steps, {images:,} image pairs, seed {config.train.seed}.
+Weights: the exponential moving average. Settings: config.json.
+
+Intended use: research on person re-identification, as training data.
+Not intended for identifying or tracking people.
+The terms of the training data hold for this model as well.
+"""

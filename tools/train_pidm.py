@@ -1,0 +1,69 @@
+"""Train PIDM on a folder of people. Run the same command again to resume.
+
+On several GPUs or machines: accelerate launch tools/train_pidm.py ...
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from pidm_core import DONE, TERMINATED, PIDMConfig, parse, run
+
+
+@dataclass(frozen=True)
+class Options(PIDMConfig):
+    """Options of the tool: one training run, and where it goes."""
+
+    out: str = ""
+    """Run folder (default: runs/ and the name of the data folder)."""
+    dry_run: bool = False
+    """Print pairs, parameters and steps, and stop."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train until the configured number of steps is reached or a signal asks to stop."""
+    options = parse(
+        Options,
+        argv,
+        prog="train_pidm",
+        description=__doc__,
+        example="python tools/train_pidm.py --config configs/market1501_small.yaml --data data",
+    )
+    config = PIDMConfig(**{f.name: getattr(options, f.name) for f in fields(PIDMConfig)})
+    folder = Path(options.out or f"runs/{Path(config.data).name}")
+
+    import torch
+    from tqdm import tqdm
+
+    from pidm_core.hardware import place
+    from pidm_core.model import PIDM
+    from pidm_core.train import load_pairs, train
+
+    parameters = sum(p.numel() for p in PIDM(config.model).parameters()) / 1e6
+    print(f"PIDM, {parameters:.2f} M parameters, {config.train.steps:,} steps of "
+          f"{config.train.batch_size} pairs, on {place(config.train.precision)}, "
+          f"{torch.get_num_threads()} threads -> {folder}")  # fmt: skip
+    if options.dry_run:
+        print(f"{len(load_pairs(config)):,} training pairs in {config.data}")
+        return DONE
+    terminal = sys.stderr.isatty()
+    bar = tqdm(total=config.train.steps, unit="step", mininterval=0.5 if terminal else 30)
+    progress = None
+    with bar:
+        for progress in train(config, folder):
+            bar.update(progress.step - bar.n)
+            bar.set_postfix(
+                loss=f"{progress.loss:.4f}", rate=f"{progress.images_per_second:.1f} img/s",
+                refresh=False,
+            )  # fmt: skip
+    if progress and progress.stopping:
+        print(f"stopped and saved at step {progress.step}; the same command goes on")
+        return TERMINATED
+    print(f"{folder}: trained. Next: python tools/synthesize.py --run {folder} --ratio 0.4")
+    return DONE
+
+
+if __name__ == "__main__":
+    run(main)

@@ -194,19 +194,19 @@ class Pairs:
         self._check_frame()
         if len(self.records) * 3 * size[0] * size[1] <= _CACHE_BYTES:
             self._fill_cache()
-        good = [i for i in range(len(self.records)) if i not in self.broken]
-        self._pairs = make_pairs(
-            self.records, {self.records[i].name: self._joints[i] for i in good}
-        )
+        good = np.flatnonzero(passes_patn(self._joints))  # once more: some lost a joint or a file
+        good = good[~np.isin(good, list(self.broken))]
+        table = {self.records[i].name: self._joints[i] for i in good}
+        self._pairs = make_pairs(self.records, table)
         if not len(self._pairs):
             raise UserError(
                 f"none of {len(records)} images forms a training pair: no identity has two images "
                 "with both shoulders and both hips in the keypoint file",
                 BAD_DATA,
             )
-        alone = np.setdiff1d(good, self._pairs) if self_pairs else np.zeros(0, dtype=np.int64)
-        self._alone = alone
-        self._self_pairs = min(len(alone), int(len(self._pairs) * _SELF_SHARE / (1 - _SELF_SHARE)))
+        self._alone = np.setdiff1d(good, self._pairs) if self_pairs else good[:0]
+        most = int(len(self._pairs) * _SELF_SHARE / (1 - _SELF_SHARE))
+        self._self_pairs = min(len(self._alone), most)
 
     def __len__(self) -> int:
         return len(self._pairs) + self._self_pairs
@@ -221,32 +221,45 @@ class Pairs:
         size = len(indices)
         flip = rng.random(size) < 0.5
         draws = rng.random((2, size, 3))  # of source and target: scale, top, left
-        source, target, twin = self._choose(np.asarray(indices), rng)
-        sources = self._gather(source, draws[0], flip, max_scale)
-        targets = self._gather(target, draws[1], flip ^ twin, max_scale)
-        return Batch(sources[0], targets[0], targets[1])
+        chosen, twin = self._choose(np.asarray(indices), rng)
+        images, joints = self._load(chosen, twin, rng)  # (B, 2, …): source and target
+        source, _ = _augment(images[:, 0], joints[:, 0], draws[0], flip, max_scale)
+        target, moved = _augment(images[:, 1], joints[:, 1], draws[1], flip ^ twin, max_scale)
+        return Batch(source, target, moved)
 
     # ------------------------------------------------------------ choosing
 
     def _choose(
         self, indices: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Image numbers of source and target, and whether they are one image; each (B,)."""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Image numbers (B, 2) of source and target, and whether they are one image (B,)."""
         twin = indices >= len(self._pairs)
         twin &= np.cumsum(twin) <= max(1, int(len(indices) * _SELF_SHARE))
         spare = rng.integers(len(self._pairs), size=len(indices))
         chosen = self._pairs[np.where(indices < len(self._pairs), indices, spare)]
         if twin.any():
             chosen[twin] = rng.choice(self._alone, size=(int(twin.sum()), 1))
-        if self._images is None:
-            for row in range(len(chosen)):
-                while not all(self._readable(int(image)) for image in chosen[row]):
-                    chosen[row] = self._pairs[rng.integers(len(self._pairs))]
-                    twin[row] = False
-        return chosen[:, 0], chosen[:, 1], twin
+        return chosen, twin
 
-    def _readable(self, index: int) -> bool:
-        return index not in self.broken and self._read(index) is not None
+    def _load(
+        self, chosen: np.ndarray, twin: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Images (B, 2, H, W, 3) and joints (B, 2, 18, 2); another pair for one that is broken."""
+        if self._images is not None:
+            return self._images[chosen], self._joints[chosen]
+        read: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for row, pair in enumerate(chosen):  # `pair` is a view: it sees the replacement
+            while not all(self._read_into(read, int(index)) for index in pair):
+                chosen[row] = self._pairs[rng.integers(len(self._pairs))]
+                twin[row] = False
+        both = [read[int(index)] for index in chosen.flat]
+        images = np.stack([image for image, _ in both]).reshape(-1, 2, *self.size, 3)
+        return images, np.stack([joints for _, joints in both]).reshape(-1, 2, 18, 2)
+
+    def _read_into(self, read: dict[int, tuple[np.ndarray, np.ndarray]], index: int) -> bool:
+        if index not in read and index not in self.broken and (one := self._read(index)):
+            read[index] = one
+        return index in read
 
     # ------------------------------------------------------------ images
 
@@ -290,22 +303,6 @@ class Pairs:
         ratio = np.array(self.size[::-1]) / image.shape[1::-1]
         return _resize(image, self.size), ((joints + 0.5) * ratio - 0.5).astype(np.float32)
 
-    def _gather(
-        self, indices: np.ndarray, draws: np.ndarray, flip: np.ndarray, max_scale: float
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 (B, H, W, 3) and joints (B, 18, 2) after enlargement and flip."""
-        if self._images is not None:
-            images, joints = self._images[indices], self._joints[indices]
-        else:
-            both = [self._read(int(index)) for index in indices]
-            images = np.stack([one[0] for one in both if one])
-            joints = np.stack([one[1] for one in both if one])
-        if max_scale:
-            images, joints = _enlarge(images, joints, draws, max_scale)
-        images[flip] = images[flip, :, ::-1]
-        joints[flip] = mirror(joints[flip], self.size[1])
-        return images, joints
-
 
 def _resize(
     image: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
@@ -329,3 +326,13 @@ def _enlarge(
     moved = (joints + 0.5 - corner[:, None]) * scale[:, None] - 0.5
     moved[outside(moved, size)] = np.nan
     return out, moved.astype(np.float32)
+
+
+def _augment(
+    images: np.ndarray, joints: np.ndarray, draws: np.ndarray, flip: np.ndarray, max_scale: float
+) -> tuple[np.ndarray, np.ndarray]:
+    if max_scale:
+        images, joints = _enlarge(images, joints, draws, max_scale)
+    images[flip] = images[flip, :, ::-1]
+    joints[flip] = mirror(joints[flip], images.shape[2])
+    return images, joints

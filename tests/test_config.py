@@ -1,0 +1,226 @@
+"""Settings: defaults, YAML files of differences, flags, and what is said about mistakes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from pidm_core.config import (
+    PIDMConfig,
+    from_dict,
+    load_config,
+    parse,
+    read_yaml,
+    save_config,
+    to_dict,
+)
+from pidm_core.files import USAGE, UserError
+
+
+@dataclass(frozen=True)
+class Section:
+    """Part of the options."""
+
+    learning_rate: float = 1e-3
+    """Step size."""
+    warmup: bool = True
+    """Start slowly."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """All of them."""
+
+    name: str = "x"
+    """A word, 100 % free."""
+    count: int = 3
+    """How many."""
+    ratio: float = 0.4
+    """Which share."""
+    sizes: tuple[int, ...] = (1, 2)
+    """Several."""
+    seed: int | None = None
+    """None = the clock."""
+    kind: Literal["ddim", "ddpm"] = "ddim"
+    """Which."""
+    part: Section = field(default_factory=Section)
+
+
+def options(*argv: str) -> Options:
+    return parse(Options, list(argv), prog="tool", description="Do it.", example="tool --count 4")
+
+
+def yaml(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    return path
+
+
+# ---------------------------------------------------------------- YAML
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ratio: 1e-4", 1e-4),
+        ("ratio: .5", 0.5),
+        ("count: 010", 10),
+        ("count: 1_0", 10),
+        ("name: no", "no"),
+        ("name: 010", "010"),
+        ("name: 1e-4", "1e-4"),
+        ("name: 2024-01-01", "2024-01-01"),
+        ("name: ''", ""),
+        ("sizes: [3, 4]", (3, 4)),
+        ("sizes: 3,4", (3, 4)),
+        ("seed: null", None),
+        ("seed: 5", 5),
+        ("kind: ddpm", "ddpm"),
+        ("part: {warmup: false}", Section(warmup=False)),
+        ("part:\n  learning_rate: 2e-5\n", Section(learning_rate=2e-5)),
+        ("\ufeffcount: 7\r\n", 7),
+    ],
+)
+def test_values_are_typed_by_the_field_not_by_yaml(
+    tmp_path: Path, text: str, expected: object
+) -> None:
+    config = load_config(Options, yaml(tmp_path, text))
+    key = text.lstrip("\ufeff").split(":")[0]
+    value = getattr(config, key)
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cuont: 3", "unknown key 'cuont'; did you mean 'count'?"),
+        (
+            "part: {lerning_rate: 1}",
+            "part.unknown key 'lerning_rate'; did you mean 'learning_rate'",
+        ),
+        ("count: 3\ncount: 4", "'count' stands twice"),
+        ("part: {warmup: true, warmup: true}", "'warmup' stands twice"),
+        ("part: {warmup: no}", "part.warmup: expected bool, got 'no'"),
+        ("part: {warmup: 1}", "part.warmup: expected bool"),
+        ("part: 3", "part: expected a section"),
+        ("count: 1.5", "count: expected int"),
+        ("count: 3 apples", "count: expected int"),
+        ("count: [1]", "count: expected int"),
+        ("count:", "count: expected int"),
+        ("ratio: .nan", "ratio: expected float"),
+        ("ratio: nan", "ratio: expected float"),
+        ("name: [a]", "name: expected str"),
+        ("sizes: {a: 1}", "sizes: expected a list"),
+        ("kind: ddpn", "kind: 'ddpn' is none of ddim, ddpm"),
+        ("a: &a [1]\nb: *a", "anchors and aliases"),
+        ("count: !!python/object/apply:os.system ['true']", "count: expected int"),
+        ("- 1", "expected keys and values"),
+        ("", "expected keys and values"),
+        ("a: [", "not valid YAML"),
+        ("a: " + "[" * 500, "not valid YAML"),
+        ("? [a, b]\n: 1", "not valid YAML"),
+    ],
+)
+def test_a_wrong_file_is_one_clear_line_with_its_name(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = yaml(tmp_path, text)
+    with pytest.raises(UserError) as caught:
+        load_config(Options, path)
+    assert message.replace("part.unknown", "unknown") in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_alias_bomb_is_refused_at_once(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x]"]
+    lines += [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]" for k in range(1, 12)]
+    with pytest.raises(UserError, match="anchors and aliases"):
+        read_yaml(yaml(tmp_path, "\n".join(lines)))
+
+
+def test_missing_folder_and_huge_files_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(UserError, match="no such file"):
+            load_config(Options, path)
+    with pytest.raises(UserError, match="larger than 1 MiB"):
+        read_yaml(yaml(tmp_path, "#" * (1 << 20) + "\na: 1"))
+
+
+def test_a_configuration_survives_the_file(tmp_path: Path) -> None:
+    config = from_dict(
+        PIDMConfig,
+        {"data": "010", "train": {"lr": "1e-4", "init": "no"}, "model": {"size": [64, 32]}},
+    )
+    save_config(config, tmp_path / "c.yaml")
+    assert load_config(PIDMConfig, tmp_path / "c.yaml") == config
+    assert to_dict(config)["model"]["size"] == [64, 32]
+    assert from_dict(PIDMConfig, to_dict(config)) == config
+    assert from_dict(PIDMConfig, {}) == PIDMConfig()
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        *(("train", "steps", 0), ("train", "batch_size", 0), ("train", "keep", 1)),
+        *(("train", "eta", 0.4), ("sample", "steps", 0), ("model", "channels", 48)),
+        ("model", "texture_factors", [3]),
+    ],
+)
+def test_impossible_values_are_refused(section: str, key: str, value: object) -> None:
+    with pytest.raises(UserError, match=f"{section}.{key}"):
+        from_dict(PIDMConfig, {section: {key: value}})
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def test_flags_override_the_file_which_overrides_the_defaults(tmp_path: Path) -> None:
+    path = yaml(tmp_path, "count: 5\nratio: 0.2\npart: {learning_rate: 1}")
+    got = options("--config", str(path), "--count", "6", "--no-part.warmup", "--sizes=7,8")
+    assert got == Options(count=6, ratio=0.2, sizes=(7, 8), part=Section(1.0, False))
+    assert options() == Options()
+    assert options("--part.learning-rate", "1e-4").part.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--cuont", "3"], "unknown argument '--cuont'; did you mean '--count'?"),
+        (["--coun", "3"], "unknown argument '--coun'"),
+        (["--count", "three"], "count: expected int, got 'three'"),
+        (["--count"], "expected one argument"),
+        (["--kind", "x"], "kind: 'x' is none of ddim, ddpm"),
+        (["stray"], "unknown argument 'stray'"),
+        (["--sizes", "1,x"], "sizes: expected int, got 'x'"),
+    ],
+)
+def test_a_wrong_flag_is_a_usage_error_with_a_suggestion(argv: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        options(*argv)
+    assert message in str(caught.value)
+    assert caught.value.code == USAGE
+
+
+def test_a_wrong_key_in_the_file_is_reported_with_the_file(tmp_path: Path) -> None:
+    path = yaml(tmp_path, "cuont: 5")
+    with pytest.raises(UserError, match=r"a\.yaml: unknown key 'cuont'"):
+        options("--config", str(path))
+
+
+def test_help_names_every_flag_with_its_text_and_default(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        options("--help")
+    assert leaving.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for part in (
+        *("Do it.", "--config FILE", "A word, 100 % free. (default: x)", "--part.learning-rate"),
+        *("{ddim,ddpm}", "(default: 1,2)", "(default: none)", "--no-part.warmup", "tool --count 4"),
+    ):
+        assert part in shown

@@ -40,7 +40,7 @@ def brute_force(start: np.ndarray, end: np.ndarray, size: tuple[int, int]) -> np
     centre, half = np.trunc((start + end) / 2), np.trunc(np.linalg.norm(start - end) / 2)
     angle = np.radians(np.trunc(np.degrees(np.arctan2(*(start - end)[::-1]))))
     along, across = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    turn = np.linspace(0, 2 * np.pi, 1000)[:, None]
+    turn = np.linspace(0, 2 * np.pi, 2000)[:, None]
     outline = centre + half * np.cos(turn) * along + 4 * np.sin(turn) * across
     y, x = np.indices(size)
     pixels = (np.stack([x, y], axis=-1) + 0.5) * zoom - 0.5

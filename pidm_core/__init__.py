@@ -6,7 +6,105 @@ Names are loaded when first used, so that `import pidm_core` costs nothing.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pidm_core import toy_market as toy_market
+    from pidm_core.config import (
+        PIDMConfig as PIDMConfig,
+    )
+    from pidm_core.config import (
+        load_config as load_config,
+    )
+    from pidm_core.config import (
+        parse as parse,
+    )
+    from pidm_core.config import (
+        save_config as save_config,
+    )
+    from pidm_core.config import (
+        to_dict as to_dict,
+    )
+    from pidm_core.data import (
+        Record as Record,
+    )
+    from pidm_core.data import (
+        find_keypoints as find_keypoints,
+    )
+    from pidm_core.data import (
+        make_pairs as make_pairs,
+    )
+    from pidm_core.data import (
+        read_market1501 as read_market1501,
+    )
+    from pidm_core.files import (
+        BAD_DATA as BAD_DATA,
+    )
+    from pidm_core.files import (
+        DONE as DONE,
+    )
+    from pidm_core.files import (
+        ENVIRONMENT as ENVIRONMENT,
+    )
+    from pidm_core.files import (
+        INTERNAL as INTERNAL,
+    )
+    from pidm_core.files import (
+        SKIPPED as SKIPPED,
+    )
+    from pidm_core.files import (
+        TERMINATED as TERMINATED,
+    )
+    from pidm_core.files import (
+        USAGE as USAGE,
+    )
+    from pidm_core.files import (
+        UserError as UserError,
+    )
+    from pidm_core.files import (
+        decode_image as decode_image,
+    )
+    from pidm_core.files import (
+        encode_jpeg as encode_jpeg,
+    )
+    from pidm_core.files import (
+        encode_png as encode_png,
+    )
+    from pidm_core.files import (
+        load_image as load_image,
+    )
+    from pidm_core.files import (
+        parse_json as parse_json,
+    )
+    from pidm_core.files import (
+        read_json as read_json,
+    )
+    from pidm_core.files import (
+        run as run,
+    )
+    from pidm_core.files import (
+        sha256 as sha256,
+    )
+    from pidm_core.files import (
+        write_bytes as write_bytes,
+    )
+    from pidm_core.files import (
+        write_json as write_json,
+    )
+    from pidm_core.hardware import fast_bf16 as fast_bf16
+    from pidm_core.keypoints import (
+        mirror as mirror,
+    )
+    from pidm_core.keypoints import (
+        passes_patn as passes_patn,
+    )
+    from pidm_core.keypoints import (
+        read_keypoints as read_keypoints,
+    )
+    from pidm_core.keypoints import (
+        write_keypoints as write_keypoints,
+    )
+    from pidm_core.pipeline import PIDMPipeline as PIDMPipeline
 
 __version__ = "0.1.0"
 
@@ -25,6 +123,8 @@ _HOME = {
     "decode_image": "files",
     "encode_jpeg": "files",
     "encode_png": "files",
+    "fast_bf16": "hardware",
+    "find_keypoints": "data",
     "load_config": "config",
     "load_image": "files",
     "make_pairs": "data",

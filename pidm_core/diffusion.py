@@ -290,7 +290,7 @@ def guided(
     poses = torch.cat([x_p if branch.pose else no_pose for branch, _ in terms])  # (nB, 20, H, W)
     parts = [texture if branch.style else no_style for branch, _ in terms]
     textures = [torch.cat(layer) for layer in zip(*parts, strict=True)]  # L x (nB, C_l, H_l, W_l)
-    weights = torch.tensor([weight for _, weight in terms], device=x_p.device)
+    weights = torch.tensor([weight for _, weight in terms], dtype=torch.float32, device=x_p.device)
 
     def denoise(y_t: Tensor, t: Tensor) -> Tensor:
         y, levels = y_t.repeat(count, 1, 1, 1), t.repeat(count)

@@ -209,7 +209,7 @@ def run(main: Callable[[list[str] | None], int]) -> NoReturn:
         code = DONE
     except (MemoryError, OSError) as error:
         hint = "; free some space" if getattr(error, "errno", 0) == errno.ENOSPC else ""
-        code = _complain(f"{error or 'out of memory'}{hint}", ENVIRONMENT, debug)
+        code = _complain(f"{str(error) or 'out of memory'}{hint}", ENVIRONMENT, debug)
     except Exception as error:
         what = f"internal error: {type(error).__name__}: {error} (--debug shows where)"
         code = _complain(what, INTERNAL, debug)

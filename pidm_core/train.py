@@ -6,7 +6,6 @@ random state is saved and resuming is exact. The same call on the same run folde
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import math
@@ -107,7 +106,8 @@ def train(config: PIDMConfig, run: Path) -> Iterator[Progress]:
             stopping = stop() or last
             rate = config.train.batch_size * world / max(time.monotonic() - clock, 1e-9)
             clock = time.monotonic()
-            progress = Progress(done, float(loss), float(mse), float(vlb), rate, stop())
+            losses = torch.stack([loss, mse, vlb]).detach().tolist()
+            progress = Progress(done, *losses, images_per_second=rate, stopping=stop())
             if not math.isfinite(progress.loss):
                 raise UserError(
                     f"{run}: the loss is {progress.loss} at step {done}; the last checkpoint is "
@@ -408,7 +408,7 @@ tags: [person-image-synthesis, diffusion, re-identification]
 # PIDM, {config.model.size[0]}x{config.model.size[1]}
 
 Draws a person from a source image in a target pose (Bhunia et al., CVPR 2023).
-Trained on `{Path(config.data).name}` for {step:,} steps, {images:,} image pairs, seed {config.train.seed}.
+Trained on `{Path(config.data).name}`: {step:,} steps, {images:,} pairs, seed {config.train.seed}.
 Weights: the exponential moving average. Settings: config.json.
 
 Intended use: research on person re-identification, as training data.

@@ -1,0 +1,214 @@
+"""The process against diffusers' schedulers and closed forms."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from torch import Tensor
+
+from pidm_core.config import DiffusionConfig, Guidance, SampleConfig
+from pidm_core.diffusion import (
+    Diffusion,
+    discretised_gaussian_log_likelihood,
+    drop_conditions,
+    gaussian_kl,
+    guidance_terms,
+    guided,
+    sample_images,
+)
+
+SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 2e-2}
+
+
+@pytest.fixture
+def diffusion() -> Diffusion:
+    return Diffusion(DiffusionConfig())
+
+
+def fake_denoise(y: Tensor, t: Tensor) -> Tensor:
+    """Some smooth function of y and t with six channels."""
+    level = (t.float() / 1000)[:, None, None, None]
+    return torch.cat([torch.tanh(y) * level + 0.1 * y, torch.sin(3 * y) * (1 - level)], 1)
+
+
+def test_the_schedule_is_diffusers(diffusion: Diffusion) -> None:
+    reference = DDPMScheduler(**SCHEDULE)
+    np.testing.assert_allclose(diffusion.abar, reference.alphas_cumprod, rtol=1e-5)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("clip", [False, True])
+def test_ddim_equals_diffusers_step_by_step(diffusion: Diffusion, spacing: str, clip: bool) -> None:
+    reference = DDIMScheduler(**SCHEDULE, clip_sample=clip, timestep_spacing=spacing, steps_offset=0)
+    reference.set_timesteps(20)
+    torch.manual_seed(0)
+    y_T = torch.randn(2, 3, 8, 4)
+    expected = y_T
+    steps = diffusion.sample(fake_denoise, y_T, steps=20, spacing=spacing, clip=clip)  # type: ignore[arg-type]
+    for step, t in zip(steps, reference.timesteps, strict=True):
+        assert step.t == int(t)
+        eps = fake_denoise(expected, t.expand(2))[:, :3]
+        # We recompute eps from the clipped y_0, as guided-diffusion does; diffusers has a switch.
+        expected = reference.step(eps, t, expected, use_clipped_model_output=True).prev_sample
+        torch.testing.assert_close(step.y, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [20, 1000])
+def test_ddpm_equals_diffusers_learned_range(diffusion: Diffusion, count: int) -> None:
+    reference = DDPMScheduler(
+        **SCHEDULE, variance_type="learned_range", clip_sample=True, timestep_spacing="trailing"
+    )
+    reference.set_timesteps(count)
+    torch.manual_seed(0)
+    y_T = torch.randn(2, 3, 8, 4)
+    expected, same = y_T, torch.Generator().manual_seed(5)
+    ours = torch.Generator().manual_seed(5)
+    steps = diffusion.sample(
+        fake_denoise, y_T, steps=count, sampler="ddpm",
+        noise=lambda _: torch.randn(y_T.shape, generator=ours),
+    )  # fmt: skip
+    for step, t in zip(steps, reference.timesteps, strict=True):
+        out = fake_denoise(expected, t.expand(2))
+        if step.number == count - 1 and t > 0:
+            break  # diffusers adds noise to the finished image unless it ends at t = 0
+        expected = reference.step(out, t, expected, generator=same).prev_sample
+        torch.testing.assert_close(step.y, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_the_authors_four_steps_are_750_500_250_0(diffusion: Diffusion) -> None:
+    assert diffusion.timesteps(4, "leading") == [750, 500, 250, 0]
+    assert diffusion.timesteps(4, "trailing") == [999, 749, 499, 249]
+
+
+def test_log_variance_interpolates_the_two_bounds(diffusion: Diffusion) -> None:
+    t, k = torch.tensor([400]), 400
+    beta = 1e-4 + (2e-2 - 1e-4) * k / 999
+    small = beta * (1 - diffusion.abar[k - 1]) / (1 - diffusion.abar[k])
+    for v, expected in ((1.0, math.log(beta)), (-1.0, math.log(small)),
+                        (0.0, (math.log(beta) + math.log(small)) / 2)):  # fmt: skip
+        got = diffusion.log_variance(torch.full((1, 3, 2, 2), v), t)
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_gaussian_kl_equals_torch_distributions() -> None:
+    m1, m2, s1, s2 = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
+    reference = torch.distributions.kl_divergence(
+        torch.distributions.Normal(m1, (s1 / 2).exp()), torch.distributions.Normal(m2, (s2 / 2).exp())
+    )
+    torch.testing.assert_close(gaussian_kl(m1, s1, m2, s2), reference)
+
+
+def test_the_discretised_likelihood_sums_to_one_over_the_256_values() -> None:
+    x = torch.arange(256) / 127.5 - 1
+    for mean, log_scale in ((0.1, -2.0), (-0.99, -4.0), (1.0, 0.5)):
+        p = discretised_gaussian_log_likelihood(x, torch.tensor(mean), torch.tensor(log_scale)).exp()
+        assert p.sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_the_bound_is_zero_for_the_true_posterior(diffusion: Diffusion) -> None:
+    torch.manual_seed(0)
+    y_0, eps, t = torch.rand(2, 3, 8, 4) * 2 - 1, torch.randn(2, 3, 8, 4), torch.tensor([10, 800])
+    y_t = diffusion.q_sample(y_0, t, eps)
+    perfect = torch.cat([eps, torch.full_like(eps, -1)], 1)  # v = -1 is the posterior's variance
+    assert diffusion.vlb(perfect, y_0, y_t, t).abs().max() < 1e-3
+    wide = torch.cat([eps, torch.full_like(eps, 9.0)], 1)
+    assert (diffusion.vlb(wide, y_0, y_t, t) > 1e-6).all()
+
+
+def test_the_mean_inside_the_bound_is_detached(diffusion: Diffusion) -> None:
+    out = torch.randn(1, 6, 4, 4, requires_grad=True)
+    y = torch.zeros(1, 3, 4, 4)
+    diffusion.vlb(out, y, y, torch.tensor([500])).sum().backward()
+    assert out.grad is not None
+    assert out.grad[:, :3].abs().sum() == 0
+    assert out.grad[:, 3:].abs().sum() > 0
+
+
+def test_v_prediction_turns_into_the_noise_it_means() -> None:
+    diffusion = Diffusion(DiffusionConfig(prediction="v"))
+    torch.manual_seed(0)
+    y_0, eps, t = torch.randn(3, 3, 4, 4), torch.randn(3, 3, 4, 4), torch.tensor([0, 500, 999])
+    y_t = diffusion.q_sample(y_0, t, eps)
+    abar = diffusion.abar[t].float()[:, None, None, None]
+    v = abar.sqrt() * eps - (1 - abar).sqrt() * y_0
+    out = torch.cat([v, torch.zeros_like(v)], 1)
+    torch.testing.assert_close(diffusion.to_eps(out, y_t, t)[:, :3], eps, atol=1e-4, rtol=1e-4)
+    assert diffusion.losses(out, y_0, y_t, t, eps).mse.max() < 1e-8
+
+
+def test_condition_dropout_has_the_stated_shares() -> None:
+    torch.manual_seed(0)
+    dropped = drop_conditions(100_000, 0.1)
+    counts = Counter(zip(dropped.pose.tolist(), dropped.style.tolist(), strict=True))
+    for kind, share in {(True, False): 0.1, (False, True): 0.1, (True, True): 0.1,
+                        (False, False): 0.7}.items():  # fmt: skip
+        assert counts[kind] / 100_000 == pytest.approx(share, abs=0.005)
+
+
+# ---------------------------------------------------------------- guidance
+
+
+class FakeNetwork:
+    """eps of each branch is a known number: 1 neither, 3 pose, 7 style, 16 both; v likewise."""
+
+    def encode(self, x_s: Tensor) -> list[Tensor]:
+        return [x_s]
+
+    def __call__(self, y_t: Tensor, t: Tensor, x_p: Tensor, texture: list[Tensor]) -> Tensor:
+        pose = (x_p.flatten(1).abs().sum(1) > 0).float()
+        style = (texture[0].flatten(1).abs().sum(1) > 0).float()
+        eps = 1 + 2 * pose + 6 * style + 7 * pose * style
+        return eps[:, None, None, None].expand(-1, 6, *y_t.shape[2:])
+
+
+def guided_value(guidance: Guidance, w_p: float, w_s: float) -> tuple[float, float]:
+    x_p, x_s = torch.ones(2, 20, 4, 4), torch.ones(2, 3, 4, 4)
+    denoise = guided(
+        FakeNetwork(), Diffusion(DiffusionConfig()), x_p=x_p, texture=[x_s],
+        guidance=guidance, w_p=w_p, w_s=w_s,
+    )  # fmt: skip
+    out = denoise(torch.zeros(2, 3, 4, 4), torch.tensor([5, 5]))
+    return float(out[0, 0, 0, 0]), float(out[0, 3, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("guidance", "eps", "variance"),
+    [
+        ("dcf", 1 + 2.0 * (3 - 1) + 1.5 * (7 - 1), 7),
+        ("chain", 1 + 2.0 * (3 - 1) + 1.5 * (16 - 3), 16),
+        ("cf", 1 + 1.5 * (16 - 1), 16),
+        ("style", 3 + 1.5 * (16 - 3), 16),
+        ("none", 16, 16),
+    ],
+)
+def test_guidance_by_hand(guidance: Guidance, eps: float, variance: float) -> None:
+    assert guided_value(guidance, 2.0, 1.5) == pytest.approx((eps, variance))
+
+
+def test_dcf_without_weights_is_unconditional_and_linear_in_each() -> None:
+    assert guided_value("dcf", 0, 0)[0] == pytest.approx(1)
+    for index in (0, 1):
+        values = [guided_value("dcf", *[w if i == index else 1.0 for i in (0, 1)])[0]
+                  for w in (0.0, 1.0, 2.0)]  # fmt: skip
+        assert values[2] - values[1] == pytest.approx(values[1] - values[0])
+
+
+def test_the_weights_of_every_guidance_add_up_to_one() -> None:
+    for guidance in ("dcf", "chain", "cf", "style", "none"):
+        assert sum(w for _, w in guidance_terms(guidance, 2.5, 1.5)) == pytest.approx(1)  # type: ignore[arg-type]
+
+
+def test_sampling_visits_every_step_and_returns_the_last_image() -> None:
+    x_p, x_s, y_T = torch.ones(2, 20, 4, 4), torch.ones(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    for sampler in ("ddim", "ddpm"):
+        y = sample_images(
+            FakeNetwork(), Diffusion(DiffusionConfig()), x_s=x_s, x_p=x_p, y_T=y_T,
+            settings=SampleConfig(steps=7, sampler=sampler), noise=lambda _: torch.zeros_like(y_T),  # type: ignore[arg-type]
+        )  # fmt: skip
+        assert y.shape == y_T.shape
+        assert y.isfinite().all()

@@ -1,0 +1,138 @@
+"""The network against the paper's description and itself under simple changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pidm_core import UserError
+from pidm_core.config import ModelConfig
+from pidm_core.model import PIDM, GroupNorm, time_embedding
+
+SMALL = ModelConfig(
+    size=(32, 16), channels=32, channel_mults=(1, 2), blocks_per_level=1, texture_factors=(2,)
+)
+
+
+def randomised(config: ModelConfig) -> PIDM:
+    """A network without its zero-initialised layers, which would hide wiring errors."""
+    torch.manual_seed(0)
+    model = PIDM(config).eval()
+    for parameter in model.parameters():
+        if parameter.abs().sum() == 0:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def inputs(config: ModelConfig, count: int = 3) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(1)
+    shape = (count, 3, *config.size)
+    x_p = torch.rand(count, 20, *config.size)
+    return torch.randn(shape), torch.randint(1000, (count,)), x_p, torch.randn(shape)
+
+
+def test_the_paper_network_has_the_official_live_parameters() -> None:
+    with torch.device("meta"):
+        model = PIDM(ModelConfig(texture_factors=(8, 16, 32)))
+    live = sum(p.numel() for p in model.parameters())
+    assert live == pytest.approx(162.37e6, rel=1e-4)  # 180.36 M declared - 17.98 M never used
+
+
+def test_texture_blocks_sit_at_the_configured_factors() -> None:
+    model = PIDM(ModelConfig(texture_factors=(8, 16, 32)))
+    denoiser = model.denoiser
+    # One on the way down and one on the way up for each of the three levels, one in the middle.
+    assert [k for k, layer in enumerate(denoiser.down) if layer.texture] == [11, 14, 17]
+    assert [k for k, layer in enumerate(denoiser.up) if layer.texture] == [1, 4, 7]
+    assert [k for k, layer in enumerate(denoiser.middle) if layer.texture] == [0]
+
+
+def test_a_factor_that_no_level_has_is_refused() -> None:
+    with pytest.raises(UserError, match="texture_factors"):
+        ModelConfig(texture_factors=(3,))
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_the_output_has_six_channels_of_the_input_size(patch: int) -> None:
+    config = ModelConfig(
+        size=(32, 16), patch=patch, channels=32, channel_mults=(1, 2), texture_factors=(2 * patch,)
+    )
+    y_t, t, x_p, x_s = inputs(config)
+    model = PIDM(config)
+    assert model(y_t, t, x_p, model.encode(x_s)).shape == (3, 6, 32, 16)
+
+
+def test_pose_and_style_each_change_the_output() -> None:
+    model, (y_t, t, x_p, x_s) = randomised(SMALL), inputs(SMALL)
+    with torch.no_grad():
+        out = model(y_t, t, x_p, model.encode(x_s))
+        other_pose = model(y_t, t, x_p.flip(3), model.encode(x_s))
+        other_style = model(y_t, t, x_p, model.encode(-x_s))
+    assert (out - other_pose).abs().max() > 1e-3
+    assert (out - other_style).abs().max() > 1e-3
+
+
+def test_none_means_the_all_zeros_condition() -> None:
+    model, (y_t, t, x_p, x_s) = randomised(SMALL), inputs(SMALL)
+    with torch.no_grad():
+        zeros = model.encode(torch.zeros_like(x_s))
+        assert torch.equal(model(y_t, t, None, zeros), model(y_t, t, torch.zeros_like(x_p), zeros))
+        torch.testing.assert_close(model(y_t, t, x_p, None), model(y_t, t, x_p, zeros))
+
+
+def test_the_encoder_does_not_see_the_noise_level() -> None:
+    names = [name for name, _ in PIDM(SMALL).encoder.named_parameters()]
+    assert not [name for name in names if "emb" in name or "time" in name]
+
+
+def test_an_image_of_a_batch_equals_the_same_image_alone() -> None:
+    model, (y_t, t, x_p, x_s) = randomised(SMALL), inputs(SMALL)
+    with torch.no_grad():
+        together = model(y_t, t, x_p, model.encode(x_s))
+        alone = model(y_t[1:2], t[1:2], x_p[1:2], model.encode(x_s[1:2]))
+    torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_after_three_steps_every_parameter_has_a_gradient() -> None:
+    torch.manual_seed(0)
+    model, (y_t, t, x_p, x_s) = PIDM(SMALL), inputs(SMALL)
+    adam = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(4):  # zero-initialised layers let the gradient through one after another
+        adam.zero_grad()
+        (model(y_t, t, x_p, model.encode(x_s)) - 1).square().mean().backward()
+        adam.step()
+    dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+    assert dead == []
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+def test_our_group_norm_equals_torch_in_channels_last(
+    dtype: torch.dtype, tolerance: float
+) -> None:
+    torch.manual_seed(0)
+    norm = GroupNorm(64)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = torch.randn(4, 64, 8, 6).mul(2).add(1)
+    g = torch.randn(4, 64, 8, 6)
+    results = []
+    for ours in (True, False):
+        leaf = x.to(dtype if ours else torch.float32)
+        leaf = leaf.contiguous(memory_format=torch.channels_last).requires_grad_()
+        norm.zero_grad()
+        y = norm(leaf) if ours else F.group_norm(leaf, 32, norm.weight, norm.bias)
+        y.backward(g.to(y.dtype))
+        assert leaf.grad is not None
+        grads = [p.grad.clone() for p in norm.parameters() if p.grad is not None]
+        results.append([y, leaf.grad, *grads])
+    for mine, reference in zip(*results, strict=True):
+        error = (mine.float() - reference).abs().max() / reference.abs().max()
+        assert error < tolerance
+
+
+def test_the_time_embedding_is_the_authors() -> None:
+    # half = 2, frequencies 1 and 1/100: cosines first, then sines, of t = 3
+    expected = torch.tensor([[3.0, 0.03]])
+    got = time_embedding(torch.tensor([3]), 4)
+    torch.testing.assert_close(got, torch.cat([expected.cos(), expected.sin()], 1))

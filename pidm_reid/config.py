@@ -1,0 +1,97 @@
+"""Settings of the re-ID side: dataclasses hold every default (no torch here)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pidm_core import UserError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a trained PIDM generates; what is not given is as its run folder says."""
+
+    sampler: Literal["ddim", "ddpm"] | None = None
+    """ddim or ddpm."""
+    steps: int | None = None
+    """Denoising steps."""
+    guidance: Literal["dcf", "chain", "cf", "style", "none"] | None = None
+    """dcf, chain, cf, style or none."""
+    w_p: float | None = None
+    """Guidance weight of the pose."""
+    w_s: float | None = None
+    """Guidance weight of the style."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of the network."""
+
+    steps: int = 24_000
+    """Iterations."""
+    lr: float = 3e-4
+    """Largest learning rate of Adam (amsgrad)."""
+    warmup_steps: int = 200
+    """Iterations over which the learning rate rises."""
+    weight_decay: float = 5e-4
+    """Adam's weight decay."""
+    label_smooth: bool = True
+    """Smooth the labels by 0.1, as torchreid does."""
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The network that is to recognise people again."""
+
+    height: int = 256
+    """Height of the input in pixels."""
+    width: int = 128
+    """Width of the input in pixels."""
+    batch_size: int = 32
+    """Images per iteration."""
+    weights: str = "auto"
+    """ImageNet weights: a file, 'auto' (torch's cache if they lie there) or 'none'."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """bf16 where the hardware has it ('auto'), bf16 or fp32."""
+    workers: int = -1
+    """Loader processes (-1: none on a CPU, 8 for a GPU)."""
+    standard: Stage = field(default_factory=Stage)
+    """The training on D_tr."""
+    finetune: Stage = field(default_factory=lambda: Stage(lr=1e-4))
+    """The fine-tuning on D_aug."""
+
+
+@dataclass(frozen=True)
+class ReidTable:
+    """A table: every row at every ratio with every seed."""
+
+    name: str = "reid"
+    """Name of the table; its results lie in results/NAME."""
+    data: str = "data/market1501"
+    """Folder of people: Market-1501 layout."""
+    keypoints: str = ""
+    """Keypoint file of the training images (default: the one beside them)."""
+    run: str = ""
+    """Run folder or bundled model of the row PIDM (default: the newest run)."""
+    ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
+    """Shares of the real training images kept."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds; each fixes split, plan, initial weights and order."""
+    rows: tuple[str, ...] = ("Standard", "Standard-same-steps", "PIDM")
+    """Rows, from: Standard, Standard-same-steps, PIDM, oracle (drawn people only)."""
+    per_image: int = 0
+    """Generated images per real one (0: fill up to the size of the full training set)."""
+    sample: Sampling = field(default_factory=Sampling)
+    """How PIDM generates."""
+    student: StudentConfig = field(default_factory=StudentConfig)
+    """The network that is trained."""
+    results: str = "results"
+    """Folder of the results of all tables."""
+    folders: str = "data"
+    """Where the augmented folders are made."""
+
+    def __post_init__(self) -> None:
+        for key in ("ratios", "seeds", "rows"):
+            if not getattr(self, key):
+                raise UserError(f"{key}: at least one is needed")

@@ -1,0 +1,185 @@
+"""PIDMAugmentedDataset: a torchreid data set with generated images added to its training set.
+
+It is a subclass, made when needed, of the base data set's own class: reading, checking, junk and
+the 500k distractors stay torchreid's, query and gallery are not touched, and only `.train`
+changes. Every torchreid sampler, engine, `sum()` of data sets and `combineall` work on it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from pidm_core import BAD_DATA, UserError, load_image
+from pidm_reid import compat
+from pidm_reid.folder import read_augmented
+
+Item = tuple[str, int, int, int]
+"""Path, label (0 ... people-1), camera (from 0), data set (0 real, 1 synthetic)."""
+
+REAL, SYNTHETIC = 0, 1
+_PERSON = re.compile(r"([-\d]+)_c(\d)")
+
+
+class PIDMAugmentedDataset:
+    """`base` from `root`, its training set cut to the D_tr of an augmented folder and enlarged.
+
+    Any other keyword is torchreid's (transform, mode, k_tfm, combineall, verbose, …). Synthetic
+    images have data set id 1, so RandomDatasetSampler with num_datasets=2 mixes half and half;
+    they carry person and camera of their source. With combineall the test people are added as
+    torchreid does it, neither cut nor enlarged.
+
+    Raises UserError (BAD_DATA) for a missing folder, before torchreid makes an empty one and
+    goes to the network, for an image that does not decode (torchreid would retry it for ever),
+    and for an augmented folder that belongs to another data set.
+    """
+
+    base_name = "market1501"
+    folder = Path()
+
+    # what torchreid's base class brings
+    dataset_dir: str
+    mode: str
+    train: list[Item]
+    query: list[Item]
+    gallery: list[Item]
+    data: list[Item]
+    show_summary: Callable[[], None]
+    get_num_pids: Callable[[list[Item]], int]
+    get_num_datasets: Callable[[list[Item]], int]
+
+    def __new__(cls, root: str = "", *, base: str = "", augmented: str = "", **_: Any) -> Self:
+        if cls is PIDMAugmentedDataset:
+            if not augmented:
+                raise UserError("PIDMAugmentedDataset: needs augmented=DIR, an augmented folder")
+            cls = _class_for(base or cls.base_name, str(augmented))
+        return object.__new__(cls)
+
+    def __init__(
+        self, root: str = "", *, base: str = "", augmented: str = "", **torchreid_kwargs: Any
+    ) -> None:
+        verbose = torchreid_kwargs.pop("verbose", True)
+        self._load_base(os.fspath(root), torchreid_kwargs)
+        if self.mode == "train":
+            self._augment()
+        check_images(item[0] for item in self.data if item[3] == REAL)
+        self.verbose = verbose
+        if verbose:
+            self.show_summary()
+
+    def __reduce__(self) -> tuple[Any, ...]:  # for loader workers that are spawned, not forked
+        return _restore, (self.base_name, str(self.folder)), self.__dict__
+
+    def _load_base(self, root: str, kwargs: dict[str, Any]) -> None:
+        home = Path(root).expanduser() / self.dataset_dir
+        if not home.is_dir():
+            raise UserError(
+                f"{home}: no such folder; root must be the folder that holds {self.dataset_dir}",
+                BAD_DATA,
+            )
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The current data structure is deprecated")
+                super().__init__(root=root, verbose=False, **kwargs)  # type: ignore[call-arg]
+        except RuntimeError as error:  # '"…/query" is not found'
+            raise UserError(f"{home}: {error}", BAD_DATA) from error
+        except IndexError as error:
+            raise UserError(f"{home}: training set, query or gallery is empty", BAD_DATA) from error
+
+    def _augment(self) -> None:
+        augmented = read_augmented(self.folder)
+        tested = {item[0] for item in (*self.query, *self.gallery)}
+        here = {os.path.basename(item[0]): item for item in self.train if item[0] not in tested}
+        if missing := [name for name in augmented.real if name not in here]:
+            raise UserError(
+                f"{self.folder}: its split.json names {len(missing)} images that are not in "
+                f"{self.dataset_dir}, such as {missing[0]}; it was made from another data set",
+                BAD_DATA,
+            )
+        train = entries(
+            [here[name][0] for name in augmented.real],
+            [str(augmented.train_folder / name) for name in augmented.synthetic],
+        )
+        people = 1 + max(label for _, label, _, _ in train)
+        added = [item[0] for item in self.train if item[0] in tested]  # combineall
+        train += [(path, people + k, cam, REAL) for path, k, cam, _ in entries(added, ())]
+        self.train = train
+        self.data = self.train
+        self.num_train_pids = self.get_num_pids(train)
+        # `a + b` adds this to b's cameras: one more than the largest, should D_tr lack a camera
+        self.num_train_cams = 1 + max(camid for _, _, camid, _ in train)
+        self.num_datasets = self.get_num_datasets(train)
+
+
+def register(name: str, *, base: str = "market1501", augmented: str | Path) -> None:
+    """Make an augmented folder known to torchreid under `name`; a second time does nothing.
+
+    Raises UserError if the folder is none, the base is unknown, or the name is taken.
+    """
+    read_augmented(augmented, verify=False)
+    cls = _class_for(base, str(augmented))
+    known = compat.data_sets()
+    if known.setdefault(name, cls) is not cls:
+        raise UserError(f"torchreid has a data set named '{name}' already; choose another name")
+
+
+@functools.cache
+def _class_for(base: str, augmented: str) -> type[Any]:
+    parent = compat.base_class(base)
+    return type(
+        f"PIDMAugmented{parent.__name__}",
+        (PIDMAugmentedDataset, parent),
+        {"base_name": base, "folder": Path(augmented), "__doc__": PIDMAugmentedDataset.__doc__},
+    )
+
+
+def _restore(base: str, augmented: str) -> Any:
+    return object.__new__(_class_for(base, augmented))
+
+
+# ---------------------------------------------------------------- training lists
+
+
+def entries(real: Sequence[str], synthetic: Sequence[str]) -> list[Item]:
+    """torchreid's training tuples of image paths, sorted by file name.
+
+    Labels number the real people by identity, so they depend on no file system's order.
+    """
+    label = {pid: k for k, pid in enumerate(sorted({person(path)[0] for path in real}))}
+    items = []
+    for kind, paths in ((REAL, real), (SYNTHETIC, synthetic)):
+        for path in sorted(paths, key=os.path.basename):
+            pid, camera = person(path)
+            if pid not in label:
+                raise UserError(f"{path}: person {pid} has no real image", BAD_DATA)
+            items.append((path, label[pid], camera - 1, kind))
+    return items
+
+
+def person(path: str) -> tuple[int, int]:
+    """Identity and camera (from 1) in an image's name; UserError if there are none."""
+    match = _PERSON.search(os.path.basename(path))
+    if not match:
+        raise UserError(f"{path}: no person and camera (as in 0002_c1…) in its name", BAD_DATA)
+    return int(match[1]), int(match[2])
+
+
+_checked: set[tuple[str, int, int]] = set()
+
+
+def check_images(paths: Iterable[str]) -> None:
+    """Decode every image once in this process; UserError (BAD_DATA) names the first broken one."""
+    for path in paths:
+        try:
+            state = os.stat(path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})", BAD_DATA) from error
+        key = (path, state.st_mtime_ns, state.st_size)
+        if key not in _checked:
+            load_image(path)
+            _checked.add(key)

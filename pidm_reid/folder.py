@@ -1,0 +1,240 @@
+"""An augmented folder: a Market-1501 root with split.json, plan.jsonl and manifest.jsonl.
+
+market1501/bounding_box_train        links to D_tr, and the synthetic images
+market1501/query, bounding_box_test  links to the originals
+market1501/Market-1501-v15.09.15     link to '.'; and Market-1501-v15.09.15 to market1501
+split.json                           ratio, seed, the names of D_tr, how the rest was made
+plan.jsonl                           one recipe per line
+manifest.jsonl                       append-only ledger, one checksummed line per finished image
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pidm_core import (
+    BAD_DATA,
+    ENVIRONMENT,
+    Record,
+    UserError,
+    read_json,
+    read_market1501,
+    sha256,
+    write_bytes,
+    write_json,
+)
+
+TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
+BASE, ALIAS = "market1501", "Market-1501-v15.09.15"
+SPLIT, PLAN, MANIFEST = "split.json", "plan.jsonl", "manifest.jsonl"
+FORMAT = 1
+
+
+# ---------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """What an augmented folder holds."""
+
+    root: Path
+    split: dict[str, Any]
+    real: tuple[str, ...]  # names of D_tr, sorted
+    synthetic: tuple[str, ...]  # names of the finished images, sorted
+
+    @property
+    def train_folder(self) -> Path:
+        """Where real and synthetic training images lie."""
+        return self.root / BASE / TRAIN
+
+
+def read_augmented(root: str | Path, *, verify: bool = True) -> Augmented:
+    """Read an augmented folder and, unless told not to, check every synthetic file's hash.
+
+    Raises UserError (BAD_DATA) if it is none, if it was made for evaluation (its people are of
+    the query and gallery), or if a file of the ledger is missing or was changed.
+    """
+    root = Path(root)
+    if not (root / SPLIT).is_file():
+        raise UserError(
+            f"{root}: not an augmented folder (no {SPLIT}); make one with tools/synthesize.py",
+            BAD_DATA,
+        )
+    split = read_json(root / SPLIT)
+    if not isinstance(split, dict) or split.get("format") != FORMAT:
+        raise UserError(f"{root / SPLIT}: not a split of format {FORMAT}", BAD_DATA)
+    ledger = read_ledger(root / MANIFEST)
+    if evaluation := [name for name, entry in ledger.items() if entry.get("role") != "train"]:
+        raise UserError(
+            f"{root}: made for evaluation ({evaluation[0]} shows a query or gallery person); "
+            "nothing may be trained on it",
+            BAD_DATA,
+        )
+    folder = root / BASE / TRAIN
+    if verify and (bad := [name for name in ledger if not is_finished(folder, ledger[name])]):
+        raise UserError(
+            f"{folder / bad[0]}: missing or changed since it was generated "
+            f"({len(bad)} such files); run the same synthesize command again",
+            BAD_DATA,
+        )
+    return Augmented(root, split, tuple(sorted(split["real"])), tuple(sorted(ledger)))
+
+
+def read_people(root: str | Path, subset: str = TRAIN) -> list[Record]:
+    """Records of a subset without junk (identity -1); in the training set without 0 either."""
+    lowest = 1 if subset == TRAIN else 0
+    records = [record for record in read_market1501(root, subset) if record.pid >= lowest]
+    if not records:
+        raise UserError(f"{root}: {subset} holds nothing but junk images", BAD_DATA)
+    return records
+
+
+# ---------------------------------------------------------------- ledger
+
+
+def read_ledger(path: Path) -> dict[str, dict[str, Any]]:
+    """File name -> entry of every whole line; a torn or altered line is as if never written."""
+    entries: dict[str, dict[str, Any]] = {}
+    if not path.is_file():
+        return entries
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                entry = json.loads(line)
+                check = entry.pop("check")
+            except (ValueError, AttributeError, KeyError):
+                continue
+            if check == _check(entry):
+                entries[entry["file_name"]] = entry
+    return entries
+
+
+def append_ledger(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
+    """Append one line per entry in a single write, flushed to the disk."""
+    lines = [json.dumps({**entry, "check": _check(entry)}, ensure_ascii=False) for entry in entries]
+    data = "".join(line + "\n" for line in lines).encode()
+    with path.open("ab") as file:
+        if file.tell() and _last_byte(path) != b"\n":  # a line torn by a crash
+            data = b"\n" + data
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def is_finished(folder: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether the image of a ledger entry is there with the bytes that were written."""
+    path = folder / entry["file_name"]
+    return path.is_file() and bool(sha256(path) == entry["sha256"])
+
+
+def _check(entry: Mapping[str, Any]) -> str:
+    return str(sha256(json.dumps(entry, ensure_ascii=False).encode()))[:16]
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1)
+
+
+# ---------------------------------------------------------------- writing
+
+
+def start_folder(out: Path, split: Mapping[str, Any]) -> None:
+    """Write split.json, or check that the one there says the same.
+
+    Raises UserError listing the differences if the folder was made with another configuration,
+    or if it holds something else.
+    """
+    if (out / SPLIT).is_file():
+        old = read_json(out / SPLIT)
+        if changes := differences(old, dict(split)):
+            raise UserError(
+                f"{out}: was made with another configuration ({'; '.join(changes[:8])}); "
+                "give another --out or remove the folder"
+            )
+    elif out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
+        raise UserError(f"{out}: is not empty and not an augmented folder; give another --out")
+    else:
+        write_json(out / SPLIT, split)
+
+
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """What differs between two trees of JSON values, as 'key: old -> new'."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted({*old, *new})
+        parts = [differences(old.get(k), new.get(k), f"{where}.{k}".strip(".")) for k in keys]
+        return [line for part in parts for line in part]
+    if old == new:
+        return []
+    if isinstance(old, list) and isinstance(new, list):
+        return [f"{where}: {len(old)} -> {len(new)} entries"]
+    return [f"{where}: {old} -> {new}"]
+
+
+def lay_out(out: Path, real: Sequence[Record], *, copy: bool) -> None:
+    """Link (or copy) D_tr, query and gallery into `out`; what is there already stays."""
+    home = out / BASE
+    for record in real:
+        place(record.path, home / TRAIN / record.name, copy=copy)
+    for subset in (QUERY, GALLERY):
+        if (original := real[0].path.parent.parent / subset).is_dir():
+            place(original, home / subset, copy=copy)
+    if not copy:  # one folder, three spellings of its name
+        _link(Path("."), home / ALIAS)
+        _link(Path(BASE), out / ALIAS)
+
+
+def write_market1501(
+    out: Path,
+    *,
+    train: Sequence[Record],
+    query: Sequence[Record],
+    gallery: Sequence[Record],
+    copy: bool = False,
+) -> None:
+    """Write a Market-1501 root from records, with the files that lie beside the originals."""
+    home = out / BASE
+    if home.exists():
+        raise UserError(f"{home}: exists already; give another --out or remove it")
+    for subset, records in ((TRAIN, train), (QUERY, query), (GALLERY, gallery)):
+        for record in records:
+            place(record.path, home / subset / record.name, copy=copy)
+    for beside in sorted(train[0].path.parent.parent.iterdir()):
+        if beside.is_file():
+            place(beside, home / beside.name, copy=copy)
+    if not copy:
+        _link(Path("."), home / ALIAS)
+        _link(Path(BASE), out / ALIAS)
+
+
+def place(original: Path, target: Path, *, copy: bool) -> None:
+    """Link or copy a file or folder to `target`, unless it is there."""
+    if os.path.lexists(target) and not (copy and original.is_dir()):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not copy:
+        real_parent = target.parent.resolve()
+        _link(Path(os.path.relpath(original.resolve(), real_parent)), target)
+    elif original.is_dir():
+        for item in sorted(original.iterdir()):
+            if item.is_file():
+                place(item, target / item.name, copy=True)
+    else:
+        write_bytes(target, original.read_bytes())
+
+
+def _link(to: Path, link: Path) -> None:
+    if os.path.lexists(link):
+        return
+    try:
+        link.symlink_to(to)
+    except FileExistsError:  # another shard was faster
+        pass
+    except OSError as error:
+        raise UserError(f"{link}: cannot make a link ({error}); use --copy", ENVIRONMENT) from error

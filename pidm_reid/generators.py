@@ -1,0 +1,68 @@
+"""The generators that we can name: PIDM from a run folder, and the oracle that draws the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pidm_core import PIDMConfig, UserError, load_config, to_dict, toy_market
+from pidm_reid.config import Sampling
+from pidm_reid.synthesize import Generator
+
+BUNDLED = "toy_market"
+
+
+def newest_run(runs: Path = Path("runs")) -> str:
+    """The run folder whose model was written last, else the bundled model; UserError if neither."""
+    models = sorted(runs.glob("*/model/model.safetensors"), key=lambda path: path.stat().st_mtime)
+    if models:
+        return str(models[-1].parent.parent)
+    from pidm_core import PIDMPipeline
+
+    try:
+        PIDMPipeline.from_pretrained(BUNDLED)
+    except UserError as error:
+        raise UserError(
+            f"no trained model in {runs}/ and none bundled; train one with tools/train_pidm.py "
+            "--config configs/toy_market.yaml"
+        ) from error
+    return BUNDLED
+
+
+def pidm(run: str, *, sampling: Sampling, data: Path) -> Generator:
+    """PIDM as a generator: a run folder or bundled model ('': the newest run) and its sampling."""
+    from pidm_core import PIDMPipeline
+
+    run = run or newest_run()
+    changes = {key: value for key, value in vars(sampling).items() if value is not None}
+    pipe = PIDMPipeline.from_pretrained(run).with_settings(**changes)
+    return Generator(
+        pipe.render,
+        pipe.fingerprint,
+        to_dict(pipe.settings),
+        size=pipe.size,
+        batch_size=pipe.settings.batch_size,
+        saw=_saw(run, data),
+    )
+
+
+def run_data(run: str) -> tuple[str, str]:
+    """Data folder and keypoint file that a run was trained on, as its config.yaml names them."""
+    if not (Path(run) / "config.yaml").is_file():
+        raise UserError(f"{run}: does not say which data it was trained on; give --data DIR")
+    config = load_config(PIDMConfig, Path(run) / "config.yaml")
+    return config.data, config.keypoints
+
+
+def _saw(run: str, data: Path) -> str:
+    """What the generator was trained on, seen from `data`."""
+    if run == BUNDLED:
+        return "drawn people"
+    if not (Path(run) / "config.yaml").is_file():
+        return "unknown"
+    return "all train" if Path(run_data(run)[0]).resolve() == data.resolve() else "unknown"
+
+
+def oracle(data: Path) -> Generator:
+    """ToyMarket's own pen: the same plan drawn, the ceiling of what pose augmentation can bring."""
+    version = f"toy_market {toy_market.VERSION} {toy_market.world_hash()}"
+    return Generator(toy_market.oracle_render(data), version, {}, saw="drawn people")

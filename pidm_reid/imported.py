@@ -1,0 +1,70 @@
+"""Images that another method generated -> an augmented folder, for comparison in the same table."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from pidm_core import BAD_DATA, Record, UserError, encode_jpeg, load_image, sha256, write_bytes
+from pidm_reid import folder, plan
+from pidm_reid.plan import Recipe
+from pidm_reid.synthesize import Generator, Work, ledger_entry, start
+
+
+def import_images(work: Work, images: Path, out: Path, *, copy: bool = False) -> Iterator[str]:
+    """Take over images that another generator made; yields '' for each, or why it was left out.
+
+    Person and camera come from the first `pid_cC` in a name, as in <source>_2_<target>_vis.png.
+    Left out: broken files, people that are not in D_tr, and images made from a training image
+    that is not in D_tr (its method would have seen more than the others).
+    """
+    files = sorted(p for p in images.glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if not files:
+        raise UserError(f"{images}: no images (.jpg or .png) in it", BAD_DATA)
+    renderer = f"imported:{plan.fingerprint({path.name: sha256(path) for path in files})}"
+    foreign = Generator(_no_render, renderer, {})
+    work = dataclasses.replace(work, recipes=[], split={**work.split, "recipes": 0, "plan": ""})
+    start(work, foreign, out, copy=copy)
+    ledger = folder.read_ledger(out / folder.MANIFEST)
+    train = out / folder.BASE / folder.TRAIN
+    stems = {record.name.rpartition(".")[0]: record for record in work.real}
+    people = {record.pid for record in work.real}
+    numbers: dict[str, int] = {}
+    for path in files:
+        try:
+            recipe = _imported_recipe(path, stems, people, numbers)
+            entry = ledger.get(recipe.file_name)
+            if not entry or not folder.is_finished(train, entry):
+                data = encode_jpeg(load_image(path))
+                write_bytes(train / recipe.file_name, data)
+                line = {**ledger_entry(recipe, foreign, data), "imported": path.name}
+                folder.append_ledger(out / folder.MANIFEST, [line])
+            yield ""
+        except UserError as error:
+            yield str(error)
+
+
+def _imported_recipe(
+    path: Path, stems: Mapping[str, Record], people: set[int], numbers: dict[str, int]
+) -> Recipe:
+    person = re.search(r"([-\d]+)_c(\d)", path.name)
+    if not person:
+        raise UserError(f"{path}: no person and camera (as in 0002_c1…) in its name", BAD_DATA)
+    if int(person[1]) not in people:
+        raise UserError(f"{path}: person {person[1]} is not in the training subset", BAD_DATA)
+    source, _, target = path.stem.removesuffix("_vis").partition("_2_")
+    source = source.removesuffix(".jpg").removesuffix(".png")
+    if target and source not in stems:
+        raise UserError(f"{path}: its source is not in the training subset", BAD_DATA)
+    replica = numbers.get(source, 0)
+    numbers[source] = replica + 1
+    name = f"{source}_pidm{replica:04d}.jpg"
+    return Recipe(name, stems[source].name if source in stems else "", "", target, "", replica, 0)
+
+
+def _no_render(sources: np.ndarray, keypoints: np.ndarray, seeds: list[int]) -> np.ndarray:
+    raise UserError("images of another generator cannot be rendered anew")

@@ -1,0 +1,317 @@
+"""Plan + any renderer -> an augmented folder; sharded, and resumed by the same call.
+
+An image counts as done when the ledger holds its line (source, pose, seed, settings, renderer)
+and its file has the hash written there. Files are whole or not there at all, and appear before
+their line; so a run may be killed anywhere, repeated, and shared by many machines.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pidm_core import (
+    BAD_DATA,
+    Record,
+    UserError,
+    decode_image,
+    encode_jpeg,
+    load_image,
+    read_keypoints,
+    sha256,
+    write_bytes,
+)
+from pidm_reid import folder, plan
+from pidm_reid.plan import Recipe
+
+Render = Callable[[np.ndarray, np.ndarray, list[int]], np.ndarray]
+"""sources uint8 (B, H, W, 3), keypoints float32 (B, 18, 2) px of the output frame, seeds ->
+uint8 (B, H, W, 3)"""
+
+BROKEN_LIMIT, BROKEN_ALWAYS_ALLOWED = 0.01, 10
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A renderer, and what must be known of it to tell its images from another's."""
+
+    render: Render
+    fingerprint: str  # hash of the weights, or name and version
+    settings: Mapping[str, Any]  # of sampling; plain JSON values
+    size: tuple[int, int] | None = None  # (H, W) px of its images; None = that of the sources
+    batch_size: int = 16  # always rendered together; short batches are padded
+    saw: str = "unknown"  # D_tr | all train | drawn people | external | unknown
+
+
+@dataclass(frozen=True)
+class Request:
+    """What shall be generated."""
+
+    data: Path
+    keypoints: Path
+    ratio: float
+    seed: int = 0
+    per_image: int = 0  # 0: fill up to `fill_to`
+    fill_to: int = 0  # images, real + generated; 0: the size of the full training set
+    poses: Path | None = None  # a keypoint file to choose poses from instead of D_tr's own
+
+
+@dataclass(frozen=True)
+class Work:
+    """A plan with all that its execution needs."""
+
+    real: list[Record]  # D_tr, readable
+    recipes: list[Recipe]
+    poses: plan.PosePool
+    split: dict[str, Any]  # goes into split.json, with what is known of the renderer
+    broken: list[str]  # why images were left out, one line each
+
+    def summary(self) -> str:
+        """In words."""
+        return (
+            f"{self.split['full_images']:,} images of {self.split['identities']:,} people, "
+            f"{len(self.real):,} of them kept ({self.split['ratio']:.0%}), "
+            f"{len(self.recipes):,} to be generated"
+        )
+
+
+# ---------------------------------------------------------------- planning
+
+
+def prepare(request: Request) -> Work:
+    """Sample D_tr, leave out its broken images, plan the rest.
+
+    Raises UserError (BAD_DATA) when over 1 % (and over ten) of the images are broken.
+    """
+    plan.check_ratio(request.ratio)
+    records = folder.read_people(request.data)
+    synthetic = [record.name for record in records if "_pidm" in record.name]
+    if synthetic:
+        raise UserError(
+            f"{request.data}: holds {len(synthetic)} generated images, such as {synthetic[0]}; "
+            "give the original data set",
+            BAD_DATA,
+        )
+    sampled = plan.sample_real(records, ratio=request.ratio, seed=request.seed)
+    real, content, broken = _readable(sampled)
+    pool = _pose_pool(request, real)
+    recipes = plan.make_recipes(
+        real,
+        pool,
+        content=content,
+        seed=request.seed,
+        per_image=request.per_image,
+        fill_to=request.fill_to or len(records),
+    )
+    split = {
+        "format": folder.FORMAT,
+        "ratio": request.ratio,
+        "seed": request.seed,
+        "full_images": len(records),
+        "identities": len({record.pid for record in real}),
+        "content": plan.fingerprint(content),
+        "poses": "external" if pool.external else "D_tr",
+        "recipes": len(recipes),
+        "plan": sha256(plan.write_recipes(recipes)),
+        "broken": [line.split(":")[0].rpartition("/")[2] for line in broken],
+        "real": [record.name for record in real],
+    }
+    return Work(real, recipes, pool, split, broken)
+
+
+def _readable(records: Sequence[Record]) -> tuple[list[Record], dict[str, str], list[str]]:
+    """The records that decode, SHA-256 by name, and why the others do not."""
+    good, content, broken = [], {}, []
+    for record in records:
+        try:
+            data = record.path.read_bytes()
+            decode_image(data, str(record.path))
+        except (UserError, OSError) as error:
+            broken.append(str(error))
+            continue
+        good.append(record)
+        content[record.name] = sha256(data)
+    if len(broken) > max(BROKEN_ALWAYS_ALLOWED, BROKEN_LIMIT * len(records)) or not good:
+        raise UserError(
+            f"{len(broken)} of {len(records)} images are broken, the first: {broken[0]}", BAD_DATA
+        )
+    return good, content, broken
+
+
+def _pose_pool(request: Request, real: Sequence[Record]) -> plan.PosePool:
+    if request.poses:
+        return plan.pose_pool(read_keypoints(request.poses), where=str(request.poses))
+    names = [record.name for record in real]
+    keypoints = read_keypoints(request.keypoints)
+    return plan.pose_pool(keypoints, among=names, where=str(request.keypoints))
+
+
+# ---------------------------------------------------------------- rendering
+
+
+def synthesize(
+    work: Work,
+    generator: Generator,
+    out: Path,
+    *,
+    shard: tuple[int, int] = (1, 1),
+    copy: bool = False,
+) -> Iterator[int]:
+    """Write the augmented folder; yields the number of images of each finished batch.
+
+    With shard (k, n) only the k-th of n equal parts is rendered; parts may run at once.
+    Raises UserError if `out` was made with another configuration.
+    """
+    todo = start(work, generator, out, shard=shard, copy=copy)
+    train = out / folder.BASE / folder.TRAIN
+    sizes = _FrameSizes(work.real)
+    for first in range(0, len(todo), generator.batch_size):
+        recipes = todo[first : first + generator.batch_size]
+        images = render_batch(recipes, work, generator, sizes=sizes)
+        entries = []
+        for recipe, image in zip(recipes, images, strict=True):
+            data = encode_jpeg(image)
+            write_bytes(train / recipe.file_name, data)
+            entries.append(ledger_entry(recipe, generator, data))
+        folder.append_ledger(out / folder.MANIFEST, entries)
+        yield len(recipes)
+
+
+def start(
+    work: Work,
+    generator: Generator,
+    out: Path,
+    *,
+    shard: tuple[int, int] = (1, 1),
+    copy: bool = False,
+) -> list[Recipe]:
+    """Lay the folder out (or check the one that is there) and list what is still to render."""
+    _refuse_same_folder(work, out)
+    folder.start_folder(out, describe(work, generator))
+    write_bytes(out / folder.PLAN, plan.write_recipes(work.recipes))
+    folder.lay_out(out, work.real, copy=copy)
+    return missing(work.recipes[shard[0] - 1 :: shard[1]], generator, out)
+
+
+def describe(work: Work, generator: Generator) -> dict[str, Any]:
+    """The content of split.json: everything that decides what the folder holds."""
+    made_by = {
+        "renderer": generator.fingerprint,
+        "settings": dict(generator.settings),
+        "generator_saw": generator.saw,
+    }
+    return {**work.split, **made_by}
+
+
+def missing(recipes: Sequence[Recipe], generator: Generator, out: Path) -> list[Recipe]:
+    """Those of the recipes whose image is not there, or not what the ledger says."""
+    ledger = folder.read_ledger(out / folder.MANIFEST)
+    train = out / folder.BASE / folder.TRAIN
+    wanted = _entry_without_image(generator)
+    todo = []
+    for recipe in recipes:
+        entry = ledger.get(recipe.file_name, {})
+        same = all(entry.get(key) == value for key, value in vars(recipe).items())
+        same = same and all(entry.get(key) == value for key, value in wanted.items())
+        if not (same and folder.is_finished(train, entry)):
+            todo.append(recipe)
+    return todo
+
+
+def outlook(work: Work, generator: Generator, out: Path) -> str:
+    """What is still to do in `out` and its cost, measured on one batch that is not kept."""
+    todo = missing(work.recipes, generator, out)
+    if not todo:
+        return f"{out}: nothing is left to generate"
+    batch = todo[: generator.batch_size]
+    begin = time.perf_counter()
+    images = render_batch(batch, work, generator)
+    seconds = (time.perf_counter() - begin) * len(todo) / generator.batch_size
+    size = sum(len(encode_jpeg(image)) for image in images) * len(todo) / len(batch)
+    return (
+        f"{out}: {len(todo):,} of {len(work.recipes):,} images to generate, "
+        f"about {seconds / 60:.1f} minutes here and {size / 2**20:.1f} MiB"
+    )
+
+
+def render_batch(
+    recipes: Sequence[Recipe], work: Work, generator: Generator, *, sizes: _FrameSizes | None = None
+) -> np.ndarray:
+    """Images uint8 (len(recipes), H, W, 3), computed in a batch of the generator's fixed size."""
+    sizes = sizes or _FrameSizes(work.real)
+    padded = [*recipes] + [recipes[-1]] * (generator.batch_size - len(recipes))
+    sources = [_source(sizes.paths[recipe.source], generator.size) for recipe in padded]
+    if len({source.shape for source in sources}) > 1:
+        raise UserError("the source images differ in size; the renderer needs one", BAD_DATA)
+    keypoints = [
+        _scale(work.poses.keypoints[recipe.pose], sizes.of(recipe.pose), sources[0].shape[:2])
+        for recipe in padded
+    ]
+    images = generator.render(
+        np.stack(sources), np.stack(keypoints), [recipe.seed for recipe in padded]
+    )
+    if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(padded):
+        raise TypeError(f"render returned {images.dtype} {images.shape}, not uint8 (B, H, W, 3)")
+    return images[: len(recipes)]
+
+
+class _FrameSizes:
+    """(H, W) in pixels of the frame that a pose's joints refer to: its image's own."""
+
+    def __init__(self, real: Sequence[Record]) -> None:
+        self.paths = {record.name: record.path for record in real}
+        self.default = load_image(real[0].path).shape[:2]
+        self.known: dict[str, tuple[int, int]] = {}
+
+    def of(self, name: str) -> tuple[int, int]:
+        if name not in self.known:
+            path = self.paths.get(name)  # an external pose: in the frame of the sources
+            self.known[name] = load_image(path).shape[:2] if path else self.default
+        return self.known[name]
+
+
+def _source(path: Path, size: tuple[int, int] | None) -> np.ndarray:
+    image: np.ndarray = load_image(path)
+    if size is None or image.shape[:2] == size:
+        return image
+    from PIL import Image
+
+    resized: np.ndarray = np.asarray(
+        Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC)
+    )
+    return resized
+
+
+def _scale(keypoints: np.ndarray, frame: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    if frame == size:  # the very bytes: the oracle knows poses by them
+        return keypoints
+    ratio = np.array([size[1] / frame[1], size[0] / frame[0]])
+    scaled: np.ndarray = ((keypoints + 0.5) * ratio - 0.5).astype(np.float32)
+    return scaled
+
+
+def ledger_entry(recipe: Recipe, generator: Generator, data: bytes) -> dict[str, Any]:
+    """The line of manifest.jsonl of an image whose file holds `data`."""
+    return {**vars(recipe), **_entry_without_image(generator), "sha256": sha256(data)}
+
+
+def _entry_without_image(generator: Generator) -> dict[str, Any]:
+    return {"settings": dict(generator.settings), "renderer": generator.fingerprint}
+
+
+def _refuse_same_folder(work: Work, out: Path) -> None:
+    home = work.real[0].path.resolve().parent.parent
+    if out.resolve() in (home, home.parent) or home in out.resolve().parents:
+        raise UserError(f"{out}: is the data set itself; give another --out")
+
+
+def folder_name(data: str | Path, *, kind: str, ratio: float, seed: int) -> str:
+    """Name of an augmented folder, such as market1501_pidm40 or toy_market_oracle20_seed1."""
+    name = Path(data).resolve().name
+    name = folder.BASE if name in ("data", folder.ALIAS) else name
+    return f"{name}_{kind}{100 * ratio:g}" + (f"_seed{seed}" if seed else "")

@@ -1,0 +1,84 @@
+"""A made-up Market-1501 folder for tests: coloured rectangles with joints, and a fake renderer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pidm_core import encode_jpeg, write_bytes, write_keypoints
+
+HEIGHT, WIDTH = 64, 32
+
+
+def draw_person(pid: int, shot: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    """uint8 (H, W, 3): shirt and trousers in the person's colours, background by the shot."""
+    shirt, trousers = np.random.default_rng(pid).integers(0, 256, (2, 3))
+    image = np.full((height, width, 3), 40 + 20 * (shot % 8), dtype=np.uint8)
+    left, right = width // 4, width - width // 4
+    image[height // 8 : height // 2, left:right] = shirt
+    image[height // 2 : height - height // 8, left:right] = trousers
+    return image
+
+
+def joints(shot: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    """float32 (18, 2) px, different in every shot; all are missing in every ninth."""
+    if shot % 9 == 8:
+        return np.full((18, 2), np.nan, dtype=np.float32)
+    rng = np.random.default_rng(shot)
+    return np.stack(
+        [rng.integers(4, width - 4, 18), rng.integers(4, height - 4, 18)], axis=1
+    ).astype(np.float32)
+
+
+def make_market(
+    root: Path,
+    *,
+    train: int = 6,
+    test: int = 4,
+    cameras: int = 3,
+    shots: int = 2,
+    height: int = HEIGHT,
+    width: int = WIDTH,
+) -> Path:
+    """Write root/market1501 with train people 2, 4, …, test people 1, 3, …, junk and distractors.
+
+    Every person has `shots` images by each camera; of each test person and camera the first is
+    the query. A PATN file of joints lies beside the three folders.
+    """
+    home, keypoints = root / "market1501", {}
+
+    def write(subset: str, pid: int, camera: int, shot: int) -> None:
+        name = (
+            f"{pid:04d}_c{camera}s1_{shot:06d}_00.jpg"
+            if pid >= 0
+            else f"-1_c{camera}s1_{shot:06d}_00.jpg"
+        )
+        image = draw_person(max(pid, 0), 10 * camera + shot, height, width)
+        write_bytes(home / subset / name, encode_jpeg(image))
+        if subset == "bounding_box_train":
+            keypoints[name] = joints(len(keypoints), height, width)
+
+    for person in range(train):
+        for camera in range(1, cameras + 1):
+            for shot in range(shots):
+                write("bounding_box_train", 2 + 2 * person, camera, shot)
+    for person in range(test):
+        for camera in range(1, cameras + 1):
+            for shot in range(shots):
+                write("bounding_box_test" if shot else "query", 1 + 2 * person, camera, shot)
+    for shot in range(3):
+        write("bounding_box_test", -1, 1, shot)
+        write("bounding_box_test", 0, 1, shot)
+    write_keypoints(home / "market-annotation-train.csv", keypoints)
+    return root
+
+
+def tint(sources: np.ndarray, keypoints: np.ndarray, seeds: list[int]) -> np.ndarray:
+    """A renderer: the source, coloured by the seed and marked where the nose is."""
+    images = sources.copy()
+    for image, points, seed in zip(images, keypoints, seeds, strict=True):
+        image[..., seed % 3] //= 2
+        x, y = points[0].astype(int)
+        image[y, x] = seed % 251
+    return images

@@ -1,0 +1,309 @@
+"""Plan + renderer -> folder: what lies in it, that it resumes, and that it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from people import draw_person, joints, make_market, tint
+
+from pidm_core import (
+    BAD_DATA,
+    USAGE,
+    UserError,
+    encode_png,
+    load_image,
+    write_bytes,
+    write_keypoints,
+)
+from pidm_reid import folder, imported, synthesize
+from pidm_reid.synthesize import Generator, Request, Work, prepare
+
+TINT = Generator(tint, "tint 1", {"steps": 3}, batch_size=4)
+
+
+def planned(market: Path, **changes: Any) -> Work:
+    request = Request(market, market / "market1501/market-annotation-train.csv", 0.5)
+    return prepare(dataclasses.replace(request, **changes))
+
+
+def render_all(work: Work, out: Path, generator: Generator = TINT, **options: Any) -> int:
+    return sum(synthesize.synthesize(work, generator, out, **options))
+
+
+def files(out: Path) -> dict[str, bytes]:
+    train = out / "market1501/bounding_box_train"
+    return {path.name: path.read_bytes() for path in train.iterdir()}
+
+
+def test_folder_is_a_market1501_root_of_the_full_size(market: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    work = planned(market)
+    assert render_all(work, out) == len(work.recipes) == 18
+    records = folder.read_people(out)
+    assert len(records) == 36
+    assert {record.pid for record in records} == {2, 4, 6, 8, 10, 12}
+    for subset in ("query", "bounding_box_test"):
+        theirs, ours = folder.read_people(market, subset), folder.read_people(out, subset)
+        assert [r.name for r in theirs] == [r.name for r in ours]
+    for spelling in ("market1501/Market-1501-v15.09.15", "Market-1501-v15.09.15"):
+        assert len(list((out / spelling / "bounding_box_train").iterdir())) == 36
+
+
+def test_split_plan_and_ledger_say_how_it_was_made(market: Path, tmp_path: Path) -> None:
+    work = planned(market)
+    render_all(work, tmp_path)
+    split = json.loads((tmp_path / "split.json").read_text())
+    assert (split["ratio"], split["seed"], split["full_images"]) == (0.5, 0, 36)
+    assert split["real"] == [record.name for record in work.real]
+    rows = [json.loads(line) for line in (tmp_path / "plan.jsonl").read_text().splitlines()]
+    assert rows == [vars(recipe) for recipe in work.recipes]
+    first = json.loads((tmp_path / "manifest.jsonl").read_text().splitlines()[0])
+    assert next(iter(first)) == "file_name"
+    assert (first["renderer"], first["settings"], first["role"]) == (
+        "tint 1",
+        {"steps": 3},
+        "train",
+    )
+
+
+def test_an_image_is_what_the_renderer_makes_of_source_pose_and_seed(
+    market: Path, tmp_path: Path
+) -> None:
+    work = planned(market)
+    render_all(work, tmp_path)
+    recipe = work.recipes[7]
+    paths = {record.name: record.path for record in work.real}
+    pose = work.poses.keypoints[recipe.pose]
+    expected = tint(load_image(paths[recipe.source])[None], pose[None], [recipe.seed])[0]
+    found = load_image(tmp_path / "market1501/bounding_box_train" / recipe.file_name)
+    assert np.abs(expected.astype(int) - found).mean() < 3  # JPEG
+
+
+def test_batches_are_always_full(market: Path, tmp_path: Path) -> None:
+    sizes = []
+
+    def render(sources: np.ndarray, keypoints: np.ndarray, seeds: list[int]) -> np.ndarray:
+        sizes.append((len(sources), len(keypoints), len(seeds)))
+        return tint(sources, keypoints, seeds)
+
+    render_all(planned(market), tmp_path, dataclasses.replace(TINT, render=render))
+    assert set(sizes) == {(4, 4, 4)}
+
+
+def test_sources_and_joints_are_scaled_to_the_renderers_size(market: Path, tmp_path: Path) -> None:
+    seen = []
+
+    def render(sources: np.ndarray, keypoints: np.ndarray, seeds: list[int]) -> np.ndarray:
+        seen.append(keypoints[0])
+        return sources
+
+    work = planned(market)
+    render_all(work, tmp_path, dataclasses.replace(TINT, render=render, size=(32, 16)))
+    np.testing.assert_allclose(
+        (seen[0] + 0.5) * 2 - 0.5, work.poses.keypoints[work.recipes[0].pose], atol=1e-5
+    )
+    name = tmp_path / "market1501/bounding_box_train" / work.recipes[0].file_name
+    assert load_image(name).shape == (32, 16, 3)
+
+
+# ---------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_interrupted_run_goes_on_to_the_same_bytes(
+    market: Path, tmp_path: Path, after: int
+) -> None:
+    work = planned(market)
+    render_all(work, tmp_path / "straight")
+    batches = synthesize.synthesize(work, TINT, tmp_path / "broken")
+    for _ in range(after):
+        next(batches)
+    batches.close()
+    with (tmp_path / "broken/manifest.jsonl").open("ab") as file:
+        file.write(b'{"file_name": "torn')
+    assert render_all(work, tmp_path / "broken") == 18 - 4 * after
+    assert files(tmp_path / "broken") == files(tmp_path / "straight")
+    assert render_all(work, tmp_path / "broken") == 0
+
+
+def test_changed_or_lost_image_is_made_anew(market: Path, tmp_path: Path) -> None:
+    work = planned(market)
+    render_all(work, tmp_path)
+    before = files(tmp_path)
+    train = tmp_path / "market1501/bounding_box_train"
+    (train / work.recipes[0].file_name).unlink()
+    (train / work.recipes[1].file_name).write_bytes(b"")
+    assert render_all(work, tmp_path) == 2
+    assert files(tmp_path) == before
+
+
+def test_shards_together_are_the_whole(market: Path, tmp_path: Path) -> None:
+    work = planned(market)
+    render_all(work, tmp_path / "straight")
+    counts = [render_all(work, tmp_path / "parts", shard=(k, 3)) for k in (2, 3, 1)]
+    assert counts == [6, 6, 6]
+    assert files(tmp_path / "parts") == files(tmp_path / "straight")
+
+
+@pytest.mark.parametrize(
+    ("changes", "generator", "message"),
+    [
+        ({"seed": 1}, TINT, "seed: 0 -> 1"),
+        ({"per_image": 2}, TINT, "recipes: 18 -> 36"),
+        ({}, dataclasses.replace(TINT, fingerprint="tint 2"), "renderer: tint 1 -> tint 2"),
+        ({}, dataclasses.replace(TINT, settings={"steps": 9}), "settings.steps: 3 -> 9"),
+    ],
+)
+def test_changed_configuration_is_refused_with_the_differences(
+    market: Path, tmp_path: Path, changes: dict[str, Any], generator: Generator, message: str
+) -> None:
+    render_all(planned(market), tmp_path)
+    before = files(tmp_path)
+    with pytest.raises(UserError, match="another configuration") as error:
+        render_all(planned(market, **changes), tmp_path, generator)
+    assert message in str(error.value)
+    assert files(tmp_path) == before
+
+
+def test_foreign_folder_and_the_data_set_itself_are_refused(market: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(UserError, match="not an augmented folder"):
+        render_all(planned(market), tmp_path)
+    with pytest.raises(UserError, match="the data set itself"):
+        render_all(planned(market), market)
+
+
+def test_copies_need_no_links(market: Path, tmp_path: Path) -> None:
+    render_all(planned(market), tmp_path, copy=True)
+    assert not [path for path in tmp_path.rglob("*") if path.is_symlink()]
+    assert len(folder.read_people(tmp_path, "query")) == len(folder.read_people(market, "query"))
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_broken_images_are_left_out_and_listed(tmp_path: Path) -> None:
+    market = make_market(tmp_path / "data")
+    train = market / "market1501/bounding_box_train"
+    names = sorted(path.name for path in train.iterdir())
+    (train / names[0]).write_bytes(b"")
+    (train / names[8]).write_bytes((train / names[8]).read_bytes()[:200])
+    work = planned(market, ratio=1.0, per_image=1)
+    assert len(work.real) == 34
+    assert names[0] in work.broken[0]
+    assert "empty" in work.broken[0]
+    render_all(work, tmp_path / "out")
+    assert not {names[0], names[8]} & set(files(tmp_path / "out"))
+
+
+def test_many_broken_images_stop_the_work(tmp_path: Path) -> None:
+    market = make_market(tmp_path)
+    for path in sorted((market / "market1501/bounding_box_train").iterdir())[:11]:
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="11 of 36 images are broken") as error:
+        planned(market, ratio=1.0)
+    assert error.value.code == BAD_DATA
+
+
+def test_generated_images_are_no_sources(market: Path, tmp_path: Path) -> None:
+    render_all(planned(market), tmp_path)
+    with pytest.raises(UserError, match="holds 18 generated images"):
+        planned(market, data=tmp_path)
+
+
+def test_poses_may_come_from_another_file(market: Path, tmp_path: Path) -> None:
+    write_keypoints(tmp_path / "poses.csv", {"dance.jpg": joints(0), "jump.jpg": joints(1)})
+    work = planned(market, poses=tmp_path / "poses.csv")
+    assert {recipe.pose for recipe in work.recipes} == {"dance.jpg", "jump.jpg"}
+    assert work.split["poses"] == "external"
+    assert render_all(work, tmp_path / "out") == 18
+
+
+# ---------------------------------------------------------------- ledger
+
+
+def test_ledger_ignores_torn_and_altered_lines(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.jsonl"
+    folder.append_ledger(path, [{"file_name": f"{k}.jpg", "seed": k} for k in range(3)])
+    lines = path.read_text().splitlines()
+    lines[1] = lines[1].replace('"seed": 1', '"seed": 7')
+    path.write_text("\n".join(lines)[:-5])
+    assert list(folder.read_ledger(path)) == ["0.jpg"]
+    folder.append_ledger(path, [{"file_name": "3.jpg", "seed": 3}])
+    assert list(folder.read_ledger(path)) == ["0.jpg", "3.jpg"]
+
+
+# ---------------------------------------------------------------- another method's images
+
+
+def foreign_folder(work: Work, root: Path) -> Path:
+    stem = work.real[0].name[:-4]
+    for name in (
+        f"{stem}_2_0099_c1s1_000001_00_vis.png",
+        f"{stem}_2_0098_c1s1_000001_00_vis.png",
+        "0004_c2_gan7.png",
+        "0001_c1_gan.png",  # a test person
+        "portrait.png",
+        "0002_c9s9_999999_99_2_0004_c1s1_000000_00_vis.png",  # a source that is not in D_tr
+    ):
+        write_bytes(root / name, encode_png(draw_person(2, 0)))
+    write_bytes(root / "0004_c2_broken.png", b"")
+    return root
+
+
+def test_images_of_another_method_keep_person_and_camera(market: Path, tmp_path: Path) -> None:
+    work = planned(market)
+    images = foreign_folder(work, tmp_path / "gan")
+    notes = list(imported.import_images(work, images, tmp_path / "out"))
+    assert len([note for note in notes if not note]) == 3
+    assert [n.split(": ")[1][:12] for n in notes if n] == [
+        "person 0001 ", "its source i", "the file is ", "no person an"
+    ]  # fmt: skip
+    stem = work.real[0].name[:-4]
+    synthetic = folder.read_augmented(tmp_path / "out").synthetic
+    assert synthetic == tuple(
+        sorted([f"{stem}_pidm0000.jpg", f"{stem}_pidm0001.jpg", "0004_c2_gan7_pidm0000.jpg"])
+    )
+    again = list(imported.import_images(work, images, tmp_path / "out"))
+    assert again == notes
+
+
+def test_import_of_an_empty_folder_is_refused(market: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no images"):
+        list(imported.import_images(planned(market), tmp_path / "empty", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- development root
+
+
+def test_development_split_is_written_as_a_market1501_root(market: Path, tmp_path: Path) -> None:
+    from pidm_reid.plan import development_split
+
+    split = development_split(folder.read_people(market))
+    folder.write_market1501(tmp_path, train=split.train, query=split.query, gallery=split.gallery)
+    assert [r.name for r in folder.read_people(tmp_path)] == [r.name for r in split.train]
+    assert [r.name for r in folder.read_people(tmp_path, "query")] == [r.name for r in split.query]
+    assert (tmp_path / "market1501/market-annotation-train.csv").is_file()
+    with pytest.raises(UserError, match="exists already") as error:
+        folder.write_market1501(tmp_path, train=split.train, query=[], gallery=[])
+    assert error.value.code == USAGE
+
+
+def test_evaluation_folders_are_refused_for_training(market: Path, tmp_path: Path) -> None:
+    work = planned(market)
+    recipes = [dataclasses.replace(recipe, role="eval") for recipe in work.recipes]
+    render_all(dataclasses.replace(work, recipes=recipes), tmp_path)
+    with pytest.raises(UserError, match="made for evaluation"):
+        folder.read_augmented(tmp_path)
+
+
+def test_folder_without_split_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no split\.json.*tools/synthesize\.py"):
+        folder.read_augmented(tmp_path)

@@ -1,0 +1,52 @@
+"""Reproduce a table: `reid` trains and tests every row at every ratio with every seed."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from pidm_core import DONE, UserError, parse, run
+from pidm_reid.config import ReidTable
+
+EXAMPLE = "python tools/reproduce_table.py reid --config configs/demo.yaml"
+
+
+@dataclass(frozen=True)
+class Options(ReidTable):
+    """A table, and whether to make it."""
+
+    dry_run: bool = False
+    """Say which cells would be done and what they cost, and stop."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Do the unfinished cells, print each, and write the table."""
+    argv = sys.argv[1:] if argv is None else argv
+    kind, *rest = argv or [""]
+    if kind.startswith("-"):
+        kind, rest = "reid", argv
+    if kind != "reid":
+        raise UserError(f"'{kind}' is not a table; the tables are: reid (example: {EXAMPLE})")
+    options = parse(Options, rest, prog="reproduce_table", description=__doc__, example=EXAMPLE)
+
+    from pidm_reid.experiment import outlook, run_table
+    from pidm_reid.table import markdown, write_table
+
+    if options.dry_run:
+        print("\n".join(outlook(options)))
+        return DONE
+    folder = Path(options.results) / options.name
+    for cell, result, new in run_table(options):
+        print(f"{cell.row}, {cell.ratio:.0%}, seed {cell.seed}" + ("" if new else " (done before)"))
+        print(f"mAP: {result['mAP']:.1%}")
+        for k in (1, 5, 10):
+            print(f"Rank-{k:<3}: {result['cmc'][str(k)]:.1%}")
+        write_table(folder)
+    print(markdown(write_table(folder)), end="")
+    print(f"-> {folder}/table.md, table.csv, table.json")
+    return DONE
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,137 @@
+"""Generate new images of the people in a training set, in a folder that torchreid reads.
+
+Run the same command again to go on; with --shard 3/16 it does the third of sixteen parts.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pidm_core import DONE, SKIPPED, UserError, parse, run
+from pidm_reid.config import Sampling
+
+if TYPE_CHECKING:
+    from pidm_reid.synthesize import Generator, Work
+
+
+@dataclass(frozen=True)
+class Options(Sampling):
+    """What to generate, with which model, and where to."""
+
+    ratio: float = 0.4
+    """Share of the real training images kept (0-1)."""
+    run: str = ""
+    """Run folder or bundled model (default: the newest in runs/, else the bundled one)."""
+    data: str = ""
+    """Folder of people in Market-1501 layout (default: the one the run was trained on)."""
+    keypoints: str = ""
+    """Keypoint file of the training images (default: the one beside them)."""
+    out: str = ""
+    """Augmented folder (default: data/NAME_pidm40 and the like)."""
+    per_image: int = 0
+    """Generated images per real one (0: as --fill-to says)."""
+    fill_to: str = "full"
+    """Real and generated images together: 'full' (the size of the training set) or a number."""
+    poses: str = ""
+    """Keypoint file to choose poses from (default: those of the images kept)."""
+    import_from: str = ""
+    """Take over the images of another method from this folder instead of generating."""
+    seed: int = 0
+    """Seed of the choice of images, of the plan and of the noise."""
+    shard: str = "1/1"
+    """Part K/N of the work."""
+    copy: bool = False
+    """Copy the real images instead of linking to them."""
+    dry_run: bool = False
+    """Say what would be done and what it would cost, and stop."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Plan, generate, and say where the folder is and what was left out."""
+    options = parse(
+        Options,
+        argv,
+        prog="synthesize",
+        description=__doc__,
+        example="python tools/synthesize.py --ratio 0.4",
+    )
+    shard, fill_to = _shard(options.shard), _fill_to(options.fill_to)
+
+    from pidm_core import find_keypoints
+    from pidm_reid import generators, plan, synthesize
+
+    plan.check_ratio(options.ratio)
+    model = "" if options.import_from else options.run or generators.newest_run()
+    data, keypoints = options.data, options.keypoints
+    if not data:
+        data, keypoints = generators.run_data(model)
+    work = synthesize.prepare(
+        synthesize.Request(
+            data=Path(data),
+            keypoints=Path(options.keypoints or keypoints or find_keypoints(data)),
+            ratio=options.ratio,
+            seed=options.seed,
+            per_image=options.per_image,
+            fill_to=fill_to,
+            poses=Path(options.poses) if options.poses else None,
+        )
+    )
+    name = synthesize.folder_name(data, kind="pidm", ratio=options.ratio, seed=options.seed)
+    out = Path(options.out or f"data/{name}")
+    left_out = list(work.broken)
+    if options.import_from:
+        left_out += _import(options, work, out)
+    else:
+        generator = generators.pidm(model, sampling=options, data=Path(data))
+        print(f"{data}: {work.summary()} with {model}")
+        if options.dry_run:
+            print(synthesize.outlook(work, generator, out))
+            return DONE
+        _generate(work, generator, out, shard=shard, copy=options.copy)
+    for line in left_out:
+        print(f"left out: {line}", file=sys.stderr)
+    return SKIPPED if left_out else DONE
+
+
+def _generate(
+    work: Work, generator: Generator, out: Path, *, shard: tuple[int, int], copy: bool
+) -> None:
+    from pidm_reid.progress import track
+    from pidm_reid.synthesize import start, synthesize
+
+    todo = start(work, generator, out, shard=shard, copy=copy)
+    batches = synthesize(work, generator, out, shard=shard, copy=copy)
+    done = sum(track(batches, total=len(todo), label="synthesize", unit="images"))
+    print(f"{out}: {done:,} images generated, part {shard[0]} of {shard[1]} is complete. Next:")
+    print(f"  python tools/train_reid.py --augmented {out}")
+
+
+def _import(options: Options, work: Work, out: Path) -> list[str]:
+    from pidm_reid.imported import import_images
+
+    notes = list(import_images(work, Path(options.import_from), out, copy=options.copy))
+    print(f"{out}: {notes.count(''):,} images taken over beside {len(work.real):,} real ones")
+    return [line for line in notes if line]
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"shard '{text}' is not K/N with 1 <= K <= N, such as 3/16")
+    return int(match[1]), int(match[2])
+
+
+def _fill_to(text: str) -> int:
+    if text == "full":
+        return 0
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"fill-to '{text}' is neither 'full' nor a number of images")
+    return int(text)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,65 @@
+"""Train ResNet50 on the real images of an augmented folder, fine-tune it with the generated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pidm_core import DONE, parse, run
+from pidm_reid.config import StudentConfig
+
+
+@dataclass(frozen=True)
+class Options(StudentConfig):
+    """A network, and the folder that it is trained on."""
+
+    augmented: str = ""
+    """Augmented folder made by tools/synthesize.py."""
+    seed: int = 0
+    """Seed of the initial weights and the order."""
+    out: str = ""
+    """File for the final weights (.safetensors)."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train Standard, fine-tune it, and print both results."""
+    options = parse(
+        Options,
+        argv,
+        prog="train_reid",
+        description=__doc__,
+        example="python tools/train_reid.py --augmented data/market1501_pidm40",
+    )
+
+    from pidm_reid import finetune, folder
+
+    augmented = folder.read_augmented(options.augmented)
+    test = finetune.read_test(options.augmented)
+    real = [augmented.train_folder / name for name in augmented.real]
+    synthetic = [augmented.train_folder / name for name in augmented.synthetic]
+    state = None
+    for name, stage, added in (
+        ("Standard", options.standard, []),
+        ("fine-tuned", options.finetune, synthetic),
+    ):
+        items = finetune.train_list(real, added)
+        print(f"{name}: {len(items):,} images, {stage.steps:,} iterations")
+        state, result = finetune.train_and_test(
+            items, test, config=options, stage=stage, seed=options.seed, start=state, label=name
+        )
+        print(f"{result.ranking.lines()}\n{_remarks(result)}")
+    if options.out and state:
+        finetune.save_state(Path(options.out), state)
+    return DONE
+
+
+def _remarks(result: object) -> str:
+    ranking = result.ranking  # type: ignore[attr-defined]
+    text = f"{ranking.queries:,} queries, {ranking.gallery:,} gallery images"
+    if ranking.unmatched:
+        text += f"; {ranking.unmatched:,} queries have no match and count in no figure"
+    return text
+
+
+if __name__ == "__main__":
+    run(main)

@@ -6,6 +6,7 @@ frozen: `VERSION` and `world_hash()` change only together, and then all tables a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -290,6 +291,7 @@ def oracle_render(
     return render
 
 
+@functools.cache
 def world_hash() -> str:
     """A hash of a few drawn pictures, before JPEG: it changes when anything in the world does."""
     digest = hashlib.sha256(str(VERSION).encode())

@@ -11,6 +11,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -90,12 +91,11 @@ def make(
         "ranges": {name: [people.start, people.stop] for name, people in RANGES.items()},
         "counts": asdict(counts),
     }
-    if _open(root, settings) and all((root / s.subset / s.name).is_file() for s in scenes):
-        return root
-    _draw_all(root, seed, scenes, workers, progress)
-    _write_lists(root, scenes)
-    write_json(root / "toy_market.json", {**settings, "finished": True})
-    _clear_ledger(root)
+    if not (_open(root, settings) and all((root / s.subset / s.name).is_file() for s in scenes)):
+        _draw_all(root, seed, scenes, workers, progress)
+        _write_lists(root, scenes)
+        write_json(root / "toy_market.json", {**settings, "finished": True})
+    shutil.rmtree(root / ".toy_market", ignore_errors=True)
     return root
 
 
@@ -159,13 +159,6 @@ def _is_done(root: Path, index: int, chunk: list[Scene]) -> bool:
     )
 
 
-def _clear_ledger(root: Path) -> None:
-    folder = root / ".toy_market"
-    for entry in folder.iterdir():
-        entry.unlink()
-    folder.rmdir()
-
-
 def _draw_chunk(job: tuple[Path, int, int, list[Scene]]) -> int:
     """Draw some scenes; their ledger entry is written when all images are on the disk."""
     root, seed, index, chunk = job
@@ -185,7 +178,7 @@ def _draw_chunk(job: tuple[Path, int, int, list[Scene]]) -> int:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".tmp-{path.name}")
+    temporary = path.with_suffix(".tmp")
     temporary.write_bytes(data)
     os.replace(temporary, path)
 

@@ -17,18 +17,10 @@ from pidm_core.files import UserError, load_image
 from pidm_core.keypoints import missing, passes_patn, read_keypoints
 from pidm_core.toy_body import body_of, pose_of, pose_skeleton, solids_of
 from pidm_core.toy_cameras import CAMERAS
-from pidm_core.toy_market import (
-    PRESETS,
-    RANGES,
-    VERSION,
-    make,
-    oracle_render,
-    plan,
-    world_hash,
-)
+from pidm_core.toy_market import PRESETS, VERSION, make, oracle_render, world_hash
 from pidm_core.toy_people import TWIN_EVERY, look_of, stream
 from pidm_core.toy_render import HEIGHT, WIDTH, View, cast, fit
-from pidm_core.toy_scenes import SUBSETS, Scene, draw, exact_joints, found_joints
+from pidm_core.toy_scenes import RANGES, SUBSETS, Scene, draw, exact_joints, found_joints, plan
 from tools.make_toy_market import main
 
 NAME = re.compile(r"(-1|\d{4})_c([1-6])s([1-6])_(\d{6})_(\d{2})\.jpg")

@@ -161,9 +161,12 @@ class Bench:
 
     def configuration(self, cell: Cell) -> dict[str, Any]:
         """Everything that decides a cell's result; of two equal ones the second is not run."""
+        from pidm_reid.finetune import describe_weights
+
         student = to_dict(self.table.student)
         finetune = student.pop("finetune")
         del student["workers"]
+        student["weights"] = describe_weights(self.table.student.weights)
         work = self.work(cell)
         values: dict[str, Any] = {
             "row": cell.row,
@@ -276,7 +279,7 @@ class Bench:
                 "people": result.people,
             },
             "steps": before + result.steps,
-            "weights": configuration["student"]["weights"] if before else result.weights,
+            "weights": configuration["student"]["weights"],
             "precision": result.precision,
             "training": {"loss": result.loss, "accuracy": result.accuracy},
             "counts": {

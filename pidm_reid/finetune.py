@@ -25,6 +25,7 @@ from pidm_core import (
     UserError,
     fast_bf16,
     read_market1501,
+    sha256,
     write_bytes,
 )
 from pidm_reid import compat, retrieval
@@ -64,7 +65,7 @@ class Result:
     train_seconds: float
     test_seconds: float
     images_per_s: float  # while training
-    weights: str  # "ImageNet", "from scratch" or "Standard"
+    weights: str  # "ImageNet …", "from scratch" or "Standard"
     precision: str
 
 
@@ -323,11 +324,9 @@ def _make_model(
     if start is not None:
         model.load_state_dict(start)
         return model, "Standard"
-    path = imagenet_file(config.weights)
-    if path is None:
-        return model, "from scratch"
-    model.load_state_dict({**model.state_dict(), **_backbone(path, model)})
-    return model, "ImageNet"
+    if path := imagenet_file(config.weights):
+        model.load_state_dict({**model.state_dict(), **_backbone(path, model)})
+    return model, describe_weights(config.weights)
 
 
 def imagenet_file(weights: str) -> Path | None:
@@ -344,6 +343,12 @@ def imagenet_file(weights: str) -> Path | None:
             ENVIRONMENT,
         )
     return Path(weights)
+
+
+def describe_weights(weights: str) -> str:
+    """What the first training starts from: 'from scratch', or ImageNet and the file's hash."""
+    path = imagenet_file(weights)
+    return f"ImageNet {sha256(path)[:8]}" if path else "from scratch"
 
 
 def _backbone(path: Path, model: torch.nn.Module) -> State:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pidm_core import encode_jpeg, write_bytes, write_keypoints
+from pidm_reid import synthesize
+from pidm_reid.synthesize import Generator, Request, Work, prepare
 
 HEIGHT, WIDTH = 64, 32
 
@@ -82,3 +86,17 @@ def tint(sources: np.ndarray, keypoints: np.ndarray, seeds: list[int]) -> np.nda
         x, y = points[0].astype(int)
         image[y, x] = seed % 251
     return images
+
+
+TINT = Generator(tint, "tint 1", {"steps": 3}, batch_size=4)
+
+
+def planned(market: Path, **changes: Any) -> Work:
+    """A plan for half of the made-up market, filled up to its size."""
+    request = Request(market, market / "market1501/market-annotation-train.csv", 0.5)
+    return prepare(dataclasses.replace(request, **changes))
+
+
+def render_all(work: Work, out: Path, generator: Generator = TINT, **options: Any) -> int:
+    """Render what is still to render; the number of images."""
+    return sum(synthesize.synthesize(work, generator, out, **options))

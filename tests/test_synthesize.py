@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from people import draw_person, joints, make_market, tint
+from people import TINT, draw_person, joints, make_market, planned, render_all, tint
 
 from pidm_core import (
     BAD_DATA,
@@ -21,18 +21,7 @@ from pidm_core import (
     write_keypoints,
 )
 from pidm_reid import folder, imported, synthesize
-from pidm_reid.synthesize import Generator, Request, Work, prepare
-
-TINT = Generator(tint, "tint 1", {"steps": 3}, batch_size=4)
-
-
-def planned(market: Path, **changes: Any) -> Work:
-    request = Request(market, market / "market1501/market-annotation-train.csv", 0.5)
-    return prepare(dataclasses.replace(request, **changes))
-
-
-def render_all(work: Work, out: Path, generator: Generator = TINT, **options: Any) -> int:
-    return sum(synthesize.synthesize(work, generator, out, **options))
+from pidm_reid.synthesize import Generator, Work
 
 
 def files(out: Path) -> dict[str, bytes]:

@@ -1,0 +1,104 @@
+"""Tables made from results: means, spreads and paired gains, worked by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pidm_core import UserError, write_json
+from pidm_reid import table
+
+
+def result(row: str, seed: int, precision: float, ratio: float = 0.4) -> dict[str, Any]:
+    return {
+        "row": row,
+        "ratio": ratio,
+        "seed": seed,
+        "mAP": precision,
+        "mINP": precision / 2,
+        "cmc": {"1": precision, "5": 0.9, "10": 0.95, "20": 1.0},
+        "generator_saw": "all train" if row == "PIDM" else "-",
+        "images": {"entries": 1000, "real": 400, "synthetic": 600},
+        "steps": 500,
+        "weights": "from scratch",
+    }
+
+
+THREE = [
+    *(result("PIDM", seed, value) for seed, value in ((0, 0.60), (1, 0.62), (2, 0.67))),
+    *(
+        result("Standard-same-steps", seed, value)
+        for seed, value in ((0, 0.58), (1, 0.59), (2, 0.60))
+    ),
+]
+
+
+def test_mean_and_spread_over_seeds() -> None:
+    pidm = next(line for line in table.summarise(THREE) if line.name == "PIDM")
+    assert pidm.mean["mAP"] == pytest.approx((60 + 62 + 67) / 3)
+    assert pidm.sd["mAP"] == pytest.approx(math.sqrt((3**2 + 1**2 + 4**2) / 2))
+    assert pidm.seeds == (0, 1, 2)
+
+
+def test_gain_is_the_mean_paired_difference_with_its_t_interval() -> None:
+    pidm = next(line for line in table.summarise(THREE) if line.name == "PIDM")
+    assert pidm.gain == pytest.approx((2 + 3 + 7) / 3)
+    half = 4.302653 * math.sqrt((2**2 + 1**2 + 3**2) / 2) / math.sqrt(3)  # t(0.975, 2)
+    assert pidm.interval == pytest.approx((4 - half, 4 + half), abs=1e-4)
+
+
+def test_gain_counts_common_seeds_only() -> None:
+    gain, interval = table.paired(
+        [result("PIDM", 0, 0.6), result("PIDM", 5, 0.9)], [result("x", 0, 0.5)]
+    )
+    assert gain == pytest.approx(10)
+    assert interval is None
+    assert table.paired([result("PIDM", 0, 0.6)], []) == (None, None)
+
+
+def test_bold_gain_means_an_interval_without_zero() -> None:
+    sure = [result("PIDM", seed, 0.7 + 0.001 * seed) for seed in range(3)]
+    lines = table.markdown(table.summarise([*sure, *THREE[3:]]))
+    assert "**+" in lines
+    assert "**" not in table.markdown(table.summarise(THREE))
+
+
+def test_ratios_stand_apart_and_the_best_row_last() -> None:
+    lines = table.summarise([*THREE, result("Standard", 0, 0.3, ratio=0.2)])
+    assert [(line.ratio, line.name) for line in lines] == [
+        (0.2, "Standard"), (0.4, "Standard-same-steps"), (0.4, "PIDM")
+    ]  # fmt: skip
+
+
+def test_files_are_written_and_agree(tmp_path: Path) -> None:
+    for k, cell in enumerate(THREE):
+        write_json(tmp_path / f"cell{k}" / "result.json", cell)
+    lines = table.write_table(tmp_path)
+    stored = json.loads((tmp_path / "table.json").read_text())
+    assert stored[1]["mean"]["mAP"] == pytest.approx(lines[1].mean["mAP"])
+    with (tmp_path / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[1]["mAP"]) == pytest.approx(63)
+    assert (rows[1]["generator_saw"], rows[1]["seeds"]) == ("all train", "0 1 2")
+    assert "| 40% | PIDM | 63.0 ± 3.6 |" in (tmp_path / "table.md").read_text()
+
+
+def test_folder_without_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no result\.json"):
+        table.write_table(tmp_path)
+
+
+def test_tables_need_no_torch() -> None:
+    code = (
+        "import sys, pidm_reid.table, pidm_reid.config, pidm_reid.plan, pidm_reid.experiment;"
+        "print([name for name in ('torch', 'torchreid', 'scipy') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"

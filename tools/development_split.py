@@ -1,0 +1,56 @@
+"""Withhold a tenth of the training people as a data set for choices, so that tests stay unseen.
+
+Writes a Market-1501 root: the other people as training set, the withheld ones as query and gallery.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pidm_core import DONE, UserError, parse, run
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which data set, and where the development set goes."""
+
+    data: str = "data/market1501"
+    """Folder of people in Market-1501 layout; only its training images are used."""
+    out: str = ""
+    """Folder of the development set (default: the data folder's name and _development)."""
+    seed: int = 0
+    """Seed of the choice of people."""
+    copy: bool = False
+    """Copy the images instead of linking to them."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Split, link and count."""
+    options = parse(
+        Options,
+        argv,
+        prog="development_split",
+        description=__doc__,
+        example="python tools/development_split.py --data data/market1501",
+    )
+
+    from pidm_reid import folder, plan
+
+    out = Path(options.out or f"{options.data.rstrip('/')}_development")
+    if out.resolve() == Path(options.data).resolve():
+        raise UserError(f"{out}: is the data set itself; give another --out")
+    split = plan.development_split(folder.read_people(options.data), seed=options.seed)
+    folder.write_market1501(
+        out, train=split.train, query=split.query, gallery=split.gallery, copy=options.copy
+    )
+    for subset in ("train", "query", "gallery"):
+        records = getattr(split, subset)
+        people = {record.pid for record in records}
+        print(f"{subset:8} {len(records):6,} images of {len(people):4,} people")
+    print(f"-> {out}")
+    return DONE
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,212 @@
+"""The commands of the re-ID side: what they print, and one clear line for every wrong input."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from people import TINT, make_market, planned, render_all
+
+from pidm_core import BAD_DATA, DONE, SKIPPED, USAGE, UserError
+from pidm_reid import folder, generators
+
+ROOT = Path(__file__).parents[1]
+
+
+def tool(name: str) -> ModuleType:
+    """The module tools/NAME.py."""
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / f"tools/{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def call(name: str, *arguments: object) -> int:
+    """Run a tool's main in this process; its exit code."""
+    code: int = tool(name).main([str(argument) for argument in arguments])
+    return code
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an empty folder, with a tinting generator in PIDM's place."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(generators, "pidm", lambda *_, **__: TINT)
+    monkeypatch.setattr(generators, "newest_run", lambda *_: "toy_market")
+
+
+def test_synthesize_makes_a_folder_and_says_what_is_next(
+    market: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("synthesize", "--data", market, "--ratio", 0.5) == DONE
+    printed = capsys.readouterr().out
+    out = f"data/{market.name}_pidm50"
+    assert "36 images of 6 people, 18 of them kept (50%), 18 to be generated" in printed
+    assert f"python tools/train_reid.py --augmented {out}" in printed
+    assert len(folder.read_augmented(out).synthetic) == 18
+
+
+def test_dry_run_says_the_cost_and_creates_nothing(
+    market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("synthesize", "--data", market, "--ratio", 0.5, "--dry-run") == DONE
+    assert "18 of 18 images to generate, about 0.0 minutes here" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_amount_is_per_image_or_a_total(market: Path) -> None:
+    call("synthesize", "--data", market, "--per-image", 2, "--ratio", 0.5, "--out", "a")
+    call("synthesize", "--data", market, "--fill-to", 25, "--ratio", 0.5, "--out", "b")
+    assert len(folder.read_augmented("a").synthetic) == 36
+    assert len(folder.read_augmented("b").synthetic) == 7
+
+
+def test_broken_image_is_listed_and_the_code_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    market = make_market(tmp_path / "people")
+    victim = sorted((market / "market1501/bounding_box_train").iterdir())[4]
+    victim.write_bytes(b"")
+    assert call("synthesize", "--data", market, "--ratio", 1, "--per-image", 1) == SKIPPED
+    assert f"left out: {victim}: the file is empty" in capsys.readouterr().err
+
+
+def test_images_of_another_method_are_taken_over(market: Path, tmp_path: Path) -> None:
+    from people import draw_person
+
+    from pidm_core import encode_png, write_bytes
+
+    write_bytes(tmp_path / "gan/0002_c1_gan.png", encode_png(draw_person(2, 0)))
+    assert call("synthesize", "--data", market, "--import-from", "gan", "--out", "o") == DONE
+    assert folder.read_augmented("o").synthetic == ("0002_c1_gan_pidm0000.jpg",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--ratio", "40"], USAGE, "did you mean 0.4?"),
+        (["--ratio", "half"], USAGE, "ratio: expected float"),
+        (["--ratoi", "0.4"], USAGE, "--ratio"),
+        (["--sampler", "dddim"], USAGE, "none of ddim"),
+        (["--shard", "17/16"], USAGE, "shard '17/16' is not K/N"),
+        (["--fill-to", "most"], USAGE, "fill-to 'most' is neither"),
+        (["--per-image", "-1"], USAGE, "per-image -1 is negative"),
+        (["--data", "nowhere"], BAD_DATA, "nowhere: no folder 'bounding_box_train'"),
+        (["--keypoints", "nowhere.csv"], BAD_DATA, "nowhere.csv: no such file"),
+    ],
+)
+def test_wrong_arguments_of_synthesize(
+    market: Path, tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        call("synthesize", "--data", market, *arguments)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert error.value.code == code
+    assert not list(tmp_path.iterdir())
+
+
+def test_joints_of_other_images_are_refused(tmp_path: Path, market: Path) -> None:
+    other = make_market(tmp_path / "other", train=2, cameras=6, shots=1)
+    csv = other / "market1501/market-annotation-train.csv"
+    text = csv.read_text().replace("0002_c", "0999_c").replace("0004_c", "0998_c")
+    csv.write_text(text)
+    with pytest.raises(UserError, match="has joints of none of the") as error:
+        call("synthesize", "--data", market, "--keypoints", csv)
+    assert error.value.code == BAD_DATA
+
+
+def test_wrong_name_pattern_is_refused_with_the_file(tmp_path: Path) -> None:
+    market = make_market(tmp_path / "people")
+    train = market / "market1501/bounding_box_train"
+    (train / "0002_c1s1_000000_00.jpg").rename(train / "alice.jpg")
+    with pytest.raises(UserError, match=r"alice\.jpg: the name is not of the form") as error:
+        call("synthesize", "--data", market)
+    assert error.value.code == BAD_DATA
+
+
+def test_run_without_data_says_what_to_give() -> None:
+    with pytest.raises(UserError, match="give --data DIR"):
+        call("synthesize")
+
+
+def test_train_reid_prints_both_results(
+    market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    render_all(planned(market), tmp_path / "made")
+    small: list[Any] = ["--height", 64, "--width", 32, "--batch-size", 12, "--weights", "none"]
+    short = ["--standard.steps", 1, "--finetune.steps", 1, "--out", "w.safetensors"]
+    assert call("train_reid", "--augmented", "made", *small, *short) == DONE
+    printed = capsys.readouterr().out
+    assert "Standard: 18 images, 1 iterations" in printed
+    assert "fine-tuned: 36 images, 1 iterations" in printed
+    assert printed.count("Rank-1  : ") == printed.count("mAP: ") == 2
+    assert (tmp_path / "w.safetensors").stat().st_size > 90e6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pictures"], "'pictures' is not a table"),
+        (["reid", "--rows", "GAN"], "'GAN' is none of"),
+        (["reid", "--ratios", "40"], "did you mean 0.4?"),
+        (["reid", "--student.standard.stepz", "3"], "student.standard.steps"),
+        (["reid", "--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_wrong_arguments_of_reproduce_table(
+    market: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        call("reproduce_table", *arguments, "--data", market)
+    assert message in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_misspelt_key_in_a_file_is_named_with_the_right_one(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("student:\n  finetune:\n    lerning_rate: 1e-4\n")
+    with pytest.raises(UserError, match=r"my\.yaml: .*unknown key 'lerning_rate'") as error:
+        call("reproduce_table", "reid", "--config", "my.yaml")
+    assert error.value.code == USAGE
+
+
+def test_development_split_is_written_and_counted(
+    market: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("development_split", "--data", market, "--out", "dev") == DONE
+    assert "of    5 people" in capsys.readouterr().out
+    assert len(folder.read_people("dev", "query")) == 3
+    with pytest.raises(UserError, match="exists already"):
+        call("development_split", "--data", market, "--out", "dev")
+
+
+def test_errors_are_one_line_and_the_exit_code() -> None:
+    command = [sys.executable, str(ROOT / "tools/synthesize.py"), "--ratio", "40"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert ran.returncode == USAGE
+    assert ran.stderr == "error: ratio 40 is not between 0 and 1; did you mean 0.4?\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["synthesize", "train_reid", "reproduce_table", "development_split"]
+)
+def test_help_imports_nothing_heavy(name: str) -> None:
+    code = (
+        f"import sys; sys.argv = ['{name}', '--help']; sys.path.insert(0, 'tools')\n"
+        f"import {name}\n"
+        f"try: {name}.main()\nexcept SystemExit: pass\n"
+        "print([n for n in ('torch', 'numpy', 'PIL', 'yaml', 'scipy') if n in sys.modules])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert "example:" in ran.stdout
+    assert ran.stdout.splitlines()[-1] == "[]"

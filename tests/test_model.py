@@ -107,9 +107,7 @@ def test_after_three_steps_every_parameter_has_a_gradient() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
-def test_our_group_norm_equals_torch_in_channels_last(
-    dtype: torch.dtype, tolerance: float
-) -> None:
+def test_our_group_norm_equals_torch_in_channels_last(dtype: torch.dtype, tolerance: float) -> None:
     torch.manual_seed(0)
     norm = GroupNorm(64)
     torch.nn.init.normal_(norm.weight)

@@ -1,0 +1,114 @@
+"""The plan of the house: who may import whom, lazy doors, tools that answer at once."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import pidm_core
+import pidm_reid
+
+ROOT = Path(__file__).parent.parent
+ANY = {"files", "config"}
+ARROWS = {
+    "pidm_core": {
+        "files": set(),
+        "config": {"files"},
+        "keypoints": set(),
+        "hardware": set(),
+        "pose": {"keypoints"},
+        "data": {"keypoints", "pose"},
+        "model": set(),
+        "diffusion": set(),
+        "checkpoint": {"model"},
+        "pipeline": {"model", "diffusion", "pose", "checkpoint", "hardware"},
+        "train": {
+            "data", "keypoints", "pose", "model", "diffusion", "checkpoint", "hardware",
+        },
+    },
+}  # fmt: skip
+
+
+def imports(path: Path, package: str) -> set[str]:
+    """Rooms of `package` that a file imports, type-checking blocks left out."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == package:
+                found |= {alias.name for alias in node.names}
+            elif node.module.startswith(f"{package}."):
+                found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith(f"{package}.")}
+    return found
+
+
+@pytest.mark.parametrize("room", sorted(ARROWS["pidm_core"]))
+def test_a_room_imports_only_what_the_plan_allows(room: str) -> None:
+    allowed = ARROWS["pidm_core"][room] | ANY | {"__version__"}
+    assert imports(ROOT / "pidm_core" / f"{room}.py", "pidm_core") <= allowed
+
+
+def test_the_core_knows_nothing_of_reid_and_nothing_imports_tools() -> None:
+    for path in (ROOT / "pidm_core").glob("*.py"):
+        assert "pidm_reid" not in path.read_text(), path
+    for package in ("pidm_core", "pidm_reid"):
+        for path in (ROOT / package).glob("*.py"):
+            tree = ast.parse(path.read_text())
+            modules = [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+            assert not [m for m in modules if m.split(".")[0] == "tools"], path
+
+
+def test_reid_enters_the_core_through_its_door() -> None:
+    doors = set(pidm_core.__all__) | {"__version__"}
+    for path in (ROOT / "pidm_reid").glob("*.py"):
+        assert imports(path, "pidm_core") <= doors, path
+        assert "from pidm_core." not in path.read_text(), path
+
+
+@pytest.mark.parametrize("door", [pidm_core, pidm_reid])
+def test_every_name_of_a_door_opens(door: object) -> None:
+    names = door.__all__  # type: ignore[attr-defined]
+    assert names == sorted(names)
+    for name in names:
+        assert getattr(door, name) is not None
+
+
+def test_the_doors_and_the_plan_import_no_torch() -> None:
+    code = (
+        "import sys, pidm_core, pidm_reid, pidm_reid.plan, pidm_reid.table, pidm_core.config; "
+        "from pidm_core import read_market1501, read_keypoints, make_pairs; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("tool", sorted((ROOT / "tools").glob("*.py")), ids=lambda p: p.stem)
+def test_help_answers_at_once_with_an_example(tool: Path) -> None:
+    seconds = []
+    for _ in range(3):  # the best of three: machines are noisy
+        start = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, str(tool), "--help"], capture_output=True, text=True, check=False
+        )
+        seconds.append(time.monotonic() - start)
+    assert done.returncode == 0, done.stderr
+    assert f"example:\n  python tools/{tool.name}" in done.stdout
+    assert min(seconds) < 0.4  # 0.3 s on a quiet machine
+
+
+@pytest.mark.parametrize("tool", sorted((ROOT / "tools").glob("*.py")), ids=lambda p: p.stem)
+def test_a_misspelt_flag_is_refused_with_one_line(tool: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(tool), "--sed", "1"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown argument '--sed'")
+    assert done.stderr.count("\n") == 1

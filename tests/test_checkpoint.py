@@ -1,0 +1,106 @@
+"""Run folders: whole or not there, checked when read, never fewer than kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pidm_core import PIDMConfig, UserError
+from pidm_core.checkpoint import (
+    find_model,
+    latest_checkpoint,
+    load_model,
+    save_checkpoint,
+    save_model,
+)
+from pidm_core.config import ModelConfig
+from pidm_core.model import PIDM
+
+CONFIG = PIDMConfig(
+    model=ModelConfig(
+        size=(16, 8), channels=32, channel_mults=(1,), blocks_per_level=1, texture_factors=(1,)
+    )
+)
+
+
+def save(run: Path, step: int, keep: int = 2) -> Path:
+    return save_checkpoint(run, step, {"weights": {"a": torch.full((3,), step)}}, {}, keep=keep)
+
+
+def test_the_newest_is_loaded_and_the_oldest_pruned(tmp_path: Path) -> None:
+    for step in (5, 9, 10):  # 9 and 10 also sort apart as text
+        save(tmp_path, step)
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found[0]["step"] == 10
+    assert found[1]["weights"]["a"].tolist() == [10, 10, 10]
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step_00000009", "step_00000010"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "no manifest"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 1)
+    folder = save(tmp_path, 2)
+    path = folder / "weights.safetensors"
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[-1] ^= 1
+        path.write_bytes(data)
+    elif damage == "truncate":
+        path.write_bytes(data[:-4])
+    elif damage == "remove":
+        path.unlink()
+    else:
+        (folder / "manifest.json").unlink()
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found[0]["step"] == 1
+    assert "step_00000002" in caplog.text
+
+
+def test_nothing_is_left_of_a_checkpoint_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pidm_core.checkpoint.write_json", fail)
+    with pytest.raises(OSError, match="space"):
+        save(tmp_path, 2)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
+
+
+def test_a_model_folder_round_trips(tmp_path: Path) -> None:
+    model = PIDM(CONFIG.model)
+    save_model(tmp_path / "model", model.state_dict(), CONFIG, card="a card")
+    loaded, diffusion, settings, digest = load_model(find_model(tmp_path))
+    assert (diffusion, settings) == (CONFIG.diffusion, CONFIG.sample)
+    assert len(digest) == 64
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name])
+
+
+def test_altered_weights_and_other_architectures_are_refused(tmp_path: Path) -> None:
+    other = PIDM(ModelConfig(size=(16, 8), channels=64, channel_mults=(1,), texture_factors=(1,)))
+    save_model(tmp_path / "other", other.state_dict(), CONFIG, card="")
+    with pytest.raises(UserError, match=r"another network: .* is"):
+        load_model(tmp_path / "other")
+    save_model(tmp_path / "bad", PIDM(CONFIG.model).state_dict(), CONFIG, card="")
+    (tmp_path / "bad" / "model.safetensors").write_bytes(b"<html>")
+    with pytest.raises(UserError, match="checksum"):
+        load_model(tmp_path / "bad")
+    (tmp_path / "bad" / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/")
+    with pytest.raises(UserError, match="Git-LFS pointer"):
+        load_model(tmp_path / "bad")
+
+
+def test_no_model_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="train_pidm"):
+        find_model(tmp_path / "nowhere")

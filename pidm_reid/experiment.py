@@ -16,8 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from pidm_core import UserError, find_keypoints, read_json, sha256, to_dict, write_json
-from pidm_reid import folder, generators, plan
+from pidm_reid import folder, generators, plan, retrieval
 from pidm_reid.config import ReidTable
 from pidm_reid.progress import track
 from pidm_reid.synthesize import (
@@ -31,7 +33,8 @@ from pidm_reid.synthesize import (
 )
 
 if TYPE_CHECKING:
-    from pidm_reid.finetune import Result, State
+    from pidm_reid.finetune import Result
+    from pidm_reid.weights import State
 
 SAME_STEPS = "Standard-same-steps"
 
@@ -161,7 +164,7 @@ class Bench:
 
     def configuration(self, cell: Cell) -> dict[str, Any]:
         """Everything that decides a cell's result; of two equal ones the second is not run."""
-        from pidm_reid.finetune import describe_weights
+        from pidm_reid.weights import describe_weights
 
         student = to_dict(self.table.student)
         finetune = student.pop("finetune")
@@ -188,7 +191,7 @@ class Bench:
 
     def run(self, cell: Cell, configuration: dict[str, Any]) -> dict[str, Any]:
         """Generate, train and test; the content of result.json."""
-        from pidm_reid import finetune
+        from pidm_reid import finetune, weights
 
         work, row, student = self.work(cell), ROWS[cell.row], self.table.student
         test = finetune.read_test(self.table.data)
@@ -199,7 +202,7 @@ class Bench:
             state, result = finetune.train_and_test(
                 real, test, config=student, stage=student.standard, seed=cell.seed, label=label
             )
-            finetune.save_state(self._standard_path(cell), state)
+            weights.save_state(self._standard_path(cell), state)
         else:
             items = finetune.train_list((r.path for r in work.real), synthetic)
             if row.train == "repeated":
@@ -213,7 +216,14 @@ class Bench:
                 start=self._standard(cell),
                 label=label,
             )
-        return self._result(cell, configuration, result, synthetic=len(synthetic), seconds=seconds)
+        values = self._result(cell, result, synthetic=len(synthetic), seconds=seconds)
+        pids = np.array([record.pid for record in test.query])
+        return {
+            **values,
+            "weights": configuration["student"]["weights"],
+            "by_person": retrieval.by_person(result.ranking, pids),
+            "configuration": configuration,
+        }
 
     def _generator(self, row: str) -> Generator:
         make = ROWS[row].generator
@@ -238,14 +248,14 @@ class Bench:
 
     def _standard(self, cell: Cell) -> State:
         """The weights that Standard left, or trained now if it is not among the rows."""
-        from pidm_reid import finetune
+        from pidm_reid import weights
 
         path = self._standard_path(cell)
         if not path.is_file():
             standard = replace(cell, row="Standard")
             result = self.run(standard, self.configuration(standard))
             write_json(standard.path(self.table), result)
-        return finetune.load_state(path)
+        return weights.load_state(path)
 
     def _standard_path(self, cell: Cell) -> Path:
         standard = self.configuration(replace(cell, row="Standard"))
@@ -255,7 +265,6 @@ class Bench:
     def _result(
         self,
         cell: Cell,
-        configuration: dict[str, Any],
         result: Result,
         *,
         synthetic: int,
@@ -279,7 +288,6 @@ class Bench:
                 "people": result.people,
             },
             "steps": before + result.steps,
-            "weights": configuration["student"]["weights"],
             "precision": result.precision,
             "training": {"loss": result.loss, "accuracy": result.accuracy},
             "counts": {
@@ -293,7 +301,6 @@ class Bench:
                 "images_per_s": result.images_per_s,
             },
             "versions": versions(),
-            "configuration": configuration,
         }
 
 

@@ -15,18 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 
 from pidm_core import (
     BAD_DATA,
-    ENVIRONMENT,
     Record,
     UserError,
     fast_bf16,
     read_market1501,
-    sha256,
-    write_bytes,
 )
 from pidm_reid import compat, retrieval
 from pidm_reid.config import Stage, StudentConfig
@@ -34,13 +30,11 @@ from pidm_reid.dataset import Item, check_images, entries, person
 from pidm_reid.folder import GALLERY, QUERY
 from pidm_reid.plan import shuffled
 from pidm_reid.progress import track
+from pidm_reid.weights import State, backbone, describe_weights, imagenet_file
 
 torchreid = compat.torchreid()
 _SoftmaxEngine: Any = torchreid.engine.ImageSoftmaxEngine
 _ImageDataset: Any = torchreid.data.ImageDataset
-
-State = dict[str, torch.Tensor]
-IMAGENET_FILE = "resnet50-19c8e357.pth"
 
 
 @dataclass(frozen=True)
@@ -246,6 +240,25 @@ def _make_engine(
     )
 
 
+def _make_model(
+    people: int, *, config: StudentConfig, start: State | None
+) -> tuple[torch.nn.Module, str]:
+    model = torchreid.models.build_model("resnet50", people, loss="softmax", pretrained=False)
+    if start is not None:
+        model.load_state_dict(start)
+        return model, "Standard"
+    if path := imagenet_file(config.weights):
+        model.load_state_dict({**model.state_dict(), **backbone(path, model)})
+    return model, describe_weights(config.weights)
+
+
+def _use_bf16(precision: str) -> bool:
+    if precision != "auto":
+        return precision == "bf16"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return bool(fast_bf16(device))
+
+
 # ---------------------------------------------------------------- testing
 
 
@@ -302,71 +315,3 @@ def repeated(items: Sequence[Item], length: int, *, seed: int) -> list[Item]:
     """The list repeated to exactly `length` entries; which ones come once more is drawn."""
     times, more = divmod(length, len(items))
     return [*items] * times + shuffled(items, seed=seed, key=lambda item: Path(item[0]).name)[:more]
-
-
-# ---------------------------------------------------------------- weights
-
-
-def save_state(path: Path, state: State) -> None:
-    """Write weights as safetensors, whole or not at all."""
-    write_bytes(path, safetensors.torch.save({k: v.contiguous() for k, v in state.items()}))
-
-
-def load_state(path: Path) -> State:
-    """Read weights written by `save_state`."""
-    return safetensors.torch.load(path.read_bytes())
-
-
-def _make_model(
-    people: int, *, config: StudentConfig, start: State | None
-) -> tuple[torch.nn.Module, str]:
-    model = torchreid.models.build_model("resnet50", people, loss="softmax", pretrained=False)
-    if start is not None:
-        model.load_state_dict(start)
-        return model, "Standard"
-    if path := imagenet_file(config.weights):
-        model.load_state_dict({**model.state_dict(), **_backbone(path, model)})
-    return model, describe_weights(config.weights)
-
-
-def imagenet_file(weights: str) -> Path | None:
-    """The file of the ImageNet weights; None = from scratch. Nothing is downloaded."""
-    if weights == "none":
-        return None
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / IMAGENET_FILE
-    if weights == "auto":
-        return cached if cached.is_file() else None
-    if not Path(weights).is_file():
-        raise UserError(
-            f"{weights}: no such file; put torchvision's {IMAGENET_FILE} there or into "
-            f"{cached.parent}, or give weights=none to train from scratch",
-            ENVIRONMENT,
-        )
-    return Path(weights)
-
-
-def describe_weights(weights: str) -> str:
-    """What the first training starts from: 'from scratch', or ImageNet and the file's hash."""
-    path = imagenet_file(weights)
-    return f"ImageNet {sha256(path)[:8]}" if path else "from scratch"
-
-
-def _backbone(path: Path, model: torch.nn.Module) -> State:
-    """The tensors of an ImageNet ResNet50 file that fit the model: all but the classifier's."""
-    if path.suffix == ".safetensors":
-        found = load_state(path)
-    else:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    own = model.state_dict()
-    fitting = {k: v for k, v in found.items() if k in own and v.shape == own[k].shape}
-    needed = {k for k in own if not k.startswith("classifier") and "num_batches" not in k}
-    if lacking := sorted(needed - set(fitting)):
-        raise UserError(f"{path}: not a ResNet50; {len(lacking)} tensors lack, as {lacking[0]}")
-    return fitting
-
-
-def _use_bf16(precision: str) -> bool:
-    if precision != "auto":
-        return precision == "bf16"
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return bool(fast_bf16(device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from pidm_core import PIDMConfig, UserError, load_config, to_dict, toy_market
@@ -33,7 +34,8 @@ def pidm(run: str, *, sampling: Sampling, data: Path) -> Generator:
     from pidm_core import PIDMPipeline
 
     run = run or newest_run()
-    changes = {key: value for key, value in vars(sampling).items() if value is not None}
+    given = {field.name: getattr(sampling, field.name) for field in dataclasses.fields(Sampling)}
+    changes = {key: value for key, value in given.items() if value is not None}
     pipe = PIDMPipeline.from_pretrained(run).with_settings(**changes)
     return Generator(
         pipe.render,
@@ -59,7 +61,10 @@ def _saw(run: str, data: Path) -> str:
         return "drawn people"
     if not (Path(run) / "config.yaml").is_file():
         return "unknown"
-    return "all train" if Path(run_data(run)[0]).resolve() == data.resolve() else "unknown"
+    seen = Path(run_data(run)[0])
+    if seen.resolve() == data.resolve():
+        return "all train"
+    return "drawn people" if any(seen.glob("**/toy_market.json")) else "unknown"
 
 
 def oracle(data: Path) -> Generator:

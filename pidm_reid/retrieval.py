@@ -108,6 +108,16 @@ def evaluate_rank(
     return result.cmc, result.mAP
 
 
+def by_person(ranking: Ranking, query_pids: Ints) -> dict[str, tuple[int, float]]:
+    """Identity -> number of its matched queries and the sum of their average precisions."""
+    figures: dict[str, tuple[int, float]] = {}
+    for pid, precision in zip(query_pids, ranking.average_precision, strict=True):
+        if not np.isnan(precision):
+            count, total = figures.get(str(pid), (0, 0.0))
+            figures[str(pid)] = count + 1, total + float(precision)
+    return figures
+
+
 def check_features(features: Floats, what: str) -> None:
     """Refuse features that cannot rank anything (UserError, BAD_DATA)."""
     if len(features) == 0:

@@ -1,7 +1,8 @@
 """result.json files -> table.json, table.md and table.csv: mean, spread, and the paired gain.
 
 Cells of one row and ratio are the same experiment with different seeds. A row is compared with
-Standard-same-steps seed by seed; "gain" means that the 95 % interval of Student's t excludes 0.
+Standard-same-steps seed by seed, with the 95 % interval of Student's t over seeds, and another
+from a bootstrap over the people in the query. A gain is one whose interval over seeds excludes 0.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pidm_core import BAD_DATA, UserError, read_json, write_bytes, write_json
 
 REFERENCE = "Standard-same-steps"
+RESAMPLES = 2000
 FIGURES = ("mAP", "rank-1", "rank-5", "rank-10", "mINP")
 
 
@@ -36,7 +40,8 @@ class Line:
     generator_saw: str
     weights: str
     gain: float | None  # in mAP over Standard-same-steps, mean over the seeds of both
-    interval: tuple[float, float] | None  # 95 %, with two seeds or more
+    interval: tuple[float, float] | None  # 95 % over seeds, with two seeds or more
+    people_interval: tuple[float, float] | None  # 95 % over the people in the query
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
@@ -48,7 +53,7 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> list[Line]:
-    """One line per row and ratio, sorted by ratio and mAP."""
+    """One line per row and ratio: by ratio, first the rows Standard, then the others by mAP."""
     groups: dict[tuple[float, str], list[Mapping[str, Any]]] = defaultdict(list)
     for result in results:
         groups[result["ratio"], result["row"]].append(result)
@@ -56,7 +61,15 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> list[Line]:
         _line(ratio, row, cells, groups.get((ratio, REFERENCE), []))
         for (ratio, row), cells in groups.items()
     ]
-    return sorted(lines, key=lambda line: (line.ratio, line.mean["mAP"]))
+    order = ("Standard", REFERENCE)
+    return sorted(
+        lines,
+        key=lambda line: (
+            line.ratio,
+            order.index(line.name) if line.name in order else len(order),
+            line.mean["mAP"],
+        ),
+    )
 
 
 def _line(
@@ -67,7 +80,9 @@ def _line(
 ) -> Line:
     cells = sorted(cells, key=lambda cell: cell["seed"])
     values = {name: [100 * _figure(cell, name) for cell in cells] for name in FIGURES}
-    gain, interval = (None, None) if row == REFERENCE else paired(cells, reference)
+    if row == REFERENCE:
+        reference = []  # not compared with itself
+    gain, interval = paired(cells, reference)
     first = cells[0]
     return Line(
         name=row,
@@ -82,6 +97,7 @@ def _line(
         weights=first["weights"],
         gain=gain,
         interval=interval,
+        people_interval=bootstrap(cells, reference),
     )
 
 
@@ -106,6 +122,23 @@ def paired(
     return mean, (mean - half, mean + half)
 
 
+def bootstrap(
+    cells: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]
+) -> tuple[float, float] | None:
+    """95 % interval of the difference in mAP (points) when the query's people are drawn anew."""
+    other = {cell["seed"]: cell["by_person"] for cell in reference}
+    pairs = [(c["by_person"], other[c["seed"]]) for c in cells if c["seed"] in other]
+    if not pairs:
+        return None
+    people = sorted(pairs[0][0])
+    counts = np.array([pairs[0][0][pid][0] for pid in people])
+    gains = np.mean([[ours[p][1] - theirs[p][1] for p in people] for ours, theirs in pairs], axis=0)
+    drawn = np.random.default_rng(0).integers(len(people), size=(RESAMPLES, len(people)))
+    means = 100 * gains[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
 # ---------------------------------------------------------------- writing
 
 
@@ -119,13 +152,13 @@ def write_table(folder: Path) -> list[Line]:
 
 
 HEADER = (
-    "real data", "row", "mAP", "rank-1", "rank-5", "rank-10", "mINP", "gain in mAP",
+    "real data", "row", "mAP", "rank-1", "rank-5", "rank-10", "mINP", "gain in mAP", "people",
     "images", "synthetic", "steps", "seeds", "generator saw", "start",
 )  # fmt: skip
 
 
 def markdown(lines: Sequence[Line]) -> str:
-    """The table for reading; a gain in bold has an interval that excludes 0."""
+    """The table for reading; a gain in bold has an interval over seeds that excludes 0."""
     rows = [HEADER, tuple("---" for _ in HEADER), *(_cells(line) for line in lines)]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
@@ -140,6 +173,7 @@ def _cells(line: Line) -> tuple[str, ...]:
         line.name,
         *figures,
         _gain(line),
+        "" if line.people_interval is None else _range(line.people_interval),
         f"{line.images:,}",
         f"{line.synthetic:,}",
         f"{line.steps:,}",
@@ -154,9 +188,12 @@ def _gain(line: Line) -> str:
         return ""
     if line.interval is None:
         return f"{line.gain:+.1f}"
-    low, high = line.interval
-    text = f"{line.gain:+.1f} [{low:+.1f}, {high:+.1f}]"
-    return f"**{text}**" if low * high > 0 else text
+    text = f"{line.gain:+.1f} {_range(line.interval)}"
+    return f"**{text}**" if line.interval[0] * line.interval[1] > 0 else text
+
+
+def _range(interval: tuple[float, float]) -> str:
+    return f"[{interval[0]:+.1f}, {interval[1]:+.1f}]"
 
 
 def comma_separated(lines: Sequence[Line]) -> str:
@@ -165,11 +202,11 @@ def comma_separated(lines: Sequence[Line]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     spread = [f"{name} sd" for name in FIGURES]
     writer.writerow(
-        ["ratio", "row", *FIGURES, *spread, "gain", "gain low", "gain high", "images",
+        ["ratio", "row", *FIGURES, *spread, "gain", "gain low", "gain high",
+         "people low", "people high", "images",
          "synthetic", "steps", "seeds", "generator_saw", "weights"]
     )  # fmt: skip
     for line in lines:
-        low, high = line.interval or ("", "")
         writer.writerow(
             [
                 line.ratio,
@@ -177,8 +214,8 @@ def comma_separated(lines: Sequence[Line]) -> str:
                 *(round(line.mean[name], 4) for name in FIGURES),
                 *(round(line.sd[name], 4) if line.sd else "" for name in FIGURES),
                 "" if line.gain is None else round(line.gain, 4),
-                low,
-                high,
+                *(line.interval or ("", "")),
+                *(line.people_interval or ("", "")),
                 line.images,
                 line.synthetic,
                 line.steps,

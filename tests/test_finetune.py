@@ -11,7 +11,7 @@ import torch
 from people import make_market, planned, render_all
 
 from pidm_core import UserError, write_bytes
-from pidm_reid import compat, finetune, folder
+from pidm_reid import compat, finetune, folder, weights
 from pidm_reid.config import Stage, StudentConfig
 from pidm_reid.dataset import Item
 
@@ -33,7 +33,7 @@ def test_set(market: Path) -> finetune.TestSet:
 
 
 @pytest.fixture(scope="module")
-def trained(real: list[Item], test_set: finetune.TestSet) -> tuple[finetune.State, finetune.Result]:
+def trained(real: list[Item], test_set: finetune.TestSet) -> tuple[weights.State, finetune.Result]:
     """A network after three iterations."""
     return finetune.train_and_test(real, test_set, config=SMALL, stage=SHORT, seed=0)
 
@@ -118,8 +118,8 @@ def test_fine_tuning_starts_from_the_standard_weights(
     real: list[Item], test_set: finetune.TestSet, trained: Any, tmp_path: Path
 ) -> None:
     state, _ = trained
-    finetune.save_state(tmp_path / "standard.safetensors", state)
-    start = finetune.load_state(tmp_path / "standard.safetensors")
+    weights.save_state(tmp_path / "standard.safetensors", state)
+    start = weights.load_state(tmp_path / "standard.safetensors")
     idle = Stage(steps=1, lr=0.0, warmup_steps=0)
     after, result = finetune.train_and_test(
         real, test_set, config=SMALL, stage=idle, seed=1, start=start
@@ -189,7 +189,7 @@ def test_imagenet_weights_come_from_a_file_and_spare_the_classifier(tmp_path: Pa
 
 def test_missing_or_wrong_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"put torchvision's resnet50-19c8e357\.pth there"):
-        finetune.imagenet_file(str(tmp_path / "nowhere.pth"))
+        weights.imagenet_file(str(tmp_path / "nowhere.pth"))
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "other.pth")
     config = dataclasses.replace(SMALL, weights=str(tmp_path / "other.pth"))
     with pytest.raises(UserError, match="not a ResNet50"):
@@ -200,7 +200,7 @@ def test_without_weights_nothing_is_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert finetune.imagenet_file("auto") is None
+    assert weights.imagenet_file("auto") is None
 
 
 # ---------------------------------------------------------------- refusals

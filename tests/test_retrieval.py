@@ -103,6 +103,7 @@ def test_queries_without_a_match_are_counted_and_in_no_figure() -> None:
     )
     assert (result.queries, result.unmatched, result.mAP) == (2, 1, 1.0)
     assert np.isnan(result.average_precision[1])
+    assert retrieval.by_person(result, np.array([1, 7])) == {"1": (1, 1.0)}
 
 
 def test_cosine_ignores_length() -> None:

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.stats
 
 from pidm_core import UserError, write_json
 from pidm_reid import table
@@ -28,6 +30,7 @@ def result(row: str, seed: int, precision: float, ratio: float = 0.4) -> dict[st
         "images": {"entries": 1000, "real": 400, "synthetic": 600},
         "steps": 500,
         "weights": "from scratch",
+        "by_person": {str(pid): [2, 2 * precision] for pid in range(1, 9)},
     }
 
 
@@ -68,6 +71,25 @@ def test_bold_gain_means_an_interval_without_zero() -> None:
     lines = table.markdown(table.summarise([*sure, *THREE[3:]]))
     assert "**+" in lines
     assert "**" not in table.markdown(table.summarise(THREE))
+
+
+def test_bootstrap_draws_the_people_of_the_query_anew() -> None:
+    alike = table.bootstrap([result("PIDM", 0, 0.6)], [result("x", 0, 0.5)])
+    assert alike == pytest.approx((10, 10))  # every person gains the same
+    rng = np.random.default_rng(1)
+    counts, sums = rng.integers(1, 6, 300), rng.random((2, 300))
+    ours, theirs = result("PIDM", 0, 0.6), result("x", 0, 0.5)
+    for cell, total in ((ours, sums[0]), (theirs, sums[1])):
+        cell["by_person"] = {f"{k:04d}": [int(counts[k]), total[k]] for k in range(300)}
+    reference = scipy.stats.bootstrap(
+        (counts, sums[0] - sums[1]),
+        lambda n, gain, axis: 100 * gain.sum(axis) / n.sum(axis),
+        paired=True,
+        method="percentile",
+        rng=0,
+    ).confidence_interval
+    assert table.bootstrap([ours], [theirs]) == pytest.approx(tuple(reference), abs=0.2)
+    assert table.bootstrap([ours], []) is None
 
 
 def test_ratios_stand_apart_and_the_best_row_last() -> None:

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{cell.row}, {cell.ratio:.0%}, seed {cell.seed}" + ("" if new else " (done before)"))
         print(f"mAP: {result['mAP']:.1%}")
         for k in (1, 5, 10):
-            print(f"Rank-{k:<3}: {result['cmc'][str(k)]:.1%}")
+            print(f"Rank-{k:<3}: {result['cmc'][str(k)]:.1%}", flush=True)
         write_table(folder)
     print(markdown(write_table(folder)), end="")
     print(f"-> {folder}/table.md, table.csv, table.json")

@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         left_out += _import(options, work, out)
     else:
         generator = generators.pidm(model, sampling=options, data=Path(data))
-        print(f"{data}: {work.summary()} with {model}")
+        print(f"{data}: {work.summary()} with {model}", flush=True)
         if options.dry_run:
             print(synthesize.outlook(work, generator, out))
             return DONE

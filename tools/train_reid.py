@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         example="python tools/train_reid.py --augmented data/market1501_pidm40",
     )
 
-    from pidm_reid import finetune, folder
+    from pidm_reid import finetune, folder, weights
 
     augmented = folder.read_augmented(options.augmented)
     test = finetune.read_test(options.augmented)
@@ -43,13 +43,13 @@ def main(argv: list[str] | None = None) -> int:
         ("fine-tuned", options.finetune, synthetic),
     ):
         items = finetune.train_list(real, added)
-        print(f"{name}: {len(items):,} images, {stage.steps:,} iterations")
+        print(f"{name}: {len(items):,} images, {stage.steps:,} iterations", flush=True)
         state, result = finetune.train_and_test(
             items, test, config=options, stage=stage, seed=options.seed, start=state, label=name
         )
         print(f"{result.ranking.lines()}\n{_remarks(result)}")
     if options.out and state:
-        finetune.save_state(Path(options.out), state)
+        weights.save_state(Path(options.out), state)
     return DONE
 
 

@@ -1,0 +1,59 @@
+"""Weights of the ResNet50: safetensors of ours, and ImageNet files that lie on the machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from pidm_core import ENVIRONMENT, UserError, sha256, write_bytes
+
+State = dict[str, torch.Tensor]
+IMAGENET_FILE = "resnet50-19c8e357.pth"
+
+
+def save_state(path: Path, state: State) -> None:
+    """Write weights as safetensors, whole or not at all."""
+    write_bytes(path, safetensors.torch.save({k: v.contiguous() for k, v in state.items()}))
+
+
+def load_state(path: Path) -> State:
+    """Read weights written by `save_state`."""
+    return safetensors.torch.load(path.read_bytes())
+
+
+def imagenet_file(weights: str) -> Path | None:
+    """The file of the ImageNet weights; None = from scratch. Nothing is downloaded."""
+    if weights == "none":
+        return None
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / IMAGENET_FILE
+    if weights == "auto":
+        return cached if cached.is_file() else None
+    if not Path(weights).is_file():
+        raise UserError(
+            f"{weights}: no such file; put torchvision's {IMAGENET_FILE} there or into "
+            f"{cached.parent}, or give weights=none to train from scratch",
+            ENVIRONMENT,
+        )
+    return Path(weights)
+
+
+def describe_weights(weights: str) -> str:
+    """What the first training starts from: 'from scratch', or ImageNet and the file's hash."""
+    path = imagenet_file(weights)
+    return f"ImageNet {sha256(path)[:8]}" if path else "from scratch"
+
+
+def backbone(path: Path, model: torch.nn.Module) -> State:
+    """The tensors of an ImageNet ResNet50 file that fit the model: all but the classifier's."""
+    if path.suffix == ".safetensors":
+        found = load_state(path)
+    else:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    own = model.state_dict()
+    fitting = {k: v for k, v in found.items() if k in own and v.shape == own[k].shape}
+    needed = {k for k in own if not k.startswith("classifier") and "num_batches" not in k}
+    if lacking := sorted(needed - set(fitting)):
+        raise UserError(f"{path}: not a ResNet50; {len(lacking)} tensors lack, as {lacking[0]}")
+    return fitting

@@ -1,0 +1,243 @@
+"""The whole measurement of a generator: its settings side by side, as a table, JSON and a sheet."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from pidm_core.files import UserError, read_json
+from pidm_core.hardware import to_uint8
+from pidm_core.pipeline import PIDMPipeline
+from pidm_core.pose import pose_map
+from pidm_core.probe import Probe, Render, choose_pairs, read_crowd, settings
+from pidm_core.probe_networks import Training, train_judges
+from pidm_core.toy_market import make, oracle_render
+
+log = logging.getLogger(__name__)
+SAY_EVERY_S = 15.0
+ORACLE = "drawn by ToyMarket"
+_COLUMNS = {
+    "ssim": ("SSIM", ".3f"),
+    "ssim_256": ("SSIM256", ".3f"),
+    "upper": ("upper", ".1f"),
+    "lower": ("lower", ".1f"),
+    "joints": ("joints", ".2f"),
+    "identity": ("identity", ".3f"),
+    "top_1": ("top-1", ".1%"),
+    "evaluations": ("evals", ".0f"),
+    "seconds": ("s/image", ".2f"),
+}
+_LEGEND = """\
+SSIM: 51 px window; SSIM256: Gaussian, sigma 1.2. upper, lower: CIELAB distance of the garment's
+mean colour. joints: px from the true target's joints, as a small network sees them (true target =
+its own error). identity: mean cosine to the person's pictures by cameras that took neither source
+nor target; top-1: the most similar one of all pictures shows the person. evals: network
+evaluations for an image."""
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """Something that draws, under the name of its row."""
+
+    name: str
+    render: Render
+    evaluations: int = 0
+    """Network evaluations for each image."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured."""
+
+    pairs: int
+    people: int
+    cross_camera: float
+    """Share of the pairs whose source and target were taken by different cameras."""
+    rows: dict[str, dict[str, float]]
+    """Name -> mean of each score (probe.Scores), and the cost of renderers."""
+    gains: dict[str, dict[str, dict[str, dict[str, float]]]]
+    """Renderer -> rival -> score -> by how much the renderer is closer, and 95 % half-width."""
+    controls: dict[str, float]
+    """Of the first renderer: another source, another pose."""
+    sheet: np.ndarray = field(repr=False)
+    """uint8 (H, W, 3): source, pose, each renderer's image and the true one of up to 24 pairs."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the sheet."""
+        return {key: value for key, value in vars(self).items() if key != "sheet"}
+
+    def text(self) -> str:
+        """The tables that the tool prints."""
+        width = max(map(len, self.rows))
+        heads = " ".join(f"{head:>8}" for head, _ in _COLUMNS.values())
+        lines = [
+            f"{self.pairs} pairs of {self.people} people, {self.cross_camera:.0%} across cameras"
+        ]
+        lines += ["", f"{'':{width}} {heads}"]
+        for name, row in self.rows.items():
+            cells = (
+                format(row[key], form) if key in row else "" for key, (_, form) in _COLUMNS.items()
+            )
+            lines.append(f"{name:{width}} " + " ".join(f"{cell:>8}" for cell in cells))
+        lines += [_LEGEND, "", "Closer to the true target than ... by (mean of the people, 95 %):"]
+        for name, rivals in self.gains.items():
+            lines += [f"{name} - {rival}: {_gain(scores)}" for rival, scores in rivals.items()]
+        lines += ["", "Controls:", *(f"{key}: {value:.3f}" for key, value in self.controls.items())]
+        return "\n".join(lines)
+
+
+def _gain(scores: dict[str, dict[str, float]]) -> str:
+    shown = ("ssim", "upper", "lower", "joints", "identity")
+    return ", ".join(f"{k} {scores[k]['mean']:+.3g} ± {scores[k]['half']:.2g}" for k in shown)
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def probe_generator(
+    run: str | Path,
+    *,
+    data: str | Path,
+    cache: str | Path,
+    pairs: int,
+    seed: int = 0,
+    **sampling: Any,
+) -> Report:
+    """Measure a run folder or bundled model under all combinations of some sampling settings.
+
+    data: a ToyMarket with development people, drawn if it is not there; cache: folder of the
+    judging networks; sampling: lists of guidance, steps, w_p, w_s (probe.settings). The last row
+    of the renderers is ToyMarket's own drawing. Raises UserError for a model of another size.
+    """
+    pipe = PIDMPipeline.from_pretrained(run)
+    chosen = settings(pipe.settings, **sampling)
+    root = draw_people(Path(data))
+    probe = make_probe(root, count=pairs, cache=Path(cache), seed=seed)
+    size = probe.crowd.images.shape[1:3]
+    if pipe.size != size:
+        raise UserError(f"{run}: draws {pipe.size}, but the pictures of {root} are {size}")
+    log.info(
+        "%d images, %d network evaluations",
+        len(probe.pairs) * (len(chosen) + 1),
+        len(probe.pairs) * (sum(s.evaluations for s in chosen) + chosen[0].evaluations),
+    )
+    ours = [
+        Renderer(str(setting), pipe.with_settings(**asdict(setting)).render, setting.evaluations)
+        for setting in chosen
+    ]
+    return measure(probe, [*ours, Renderer(ORACLE, oracle_render(root))], seed=seed)
+
+
+def draw_people(out: Path) -> Path:
+    """The data set of the probe: many training people, development people to test on.
+
+    Draws it unless a finished ToyMarket is there (then any will do), and returns its folder.
+    """
+    root = out / "market1501"
+    note = root / "toy_market.json"
+    if note.is_file() and read_json(note).get("finished"):
+        return root
+    log.info("drawing about 4,200 pictures of people, once -> %s", root)
+    return make(
+        out,
+        test_people="development",
+        train_identities=400,  # of few people the identity network learns little
+        train_images=3200,
+    )
+
+
+def make_probe(
+    root: Path, *, count: int, cache: Path, seed: int = 0, training: Training | None = None
+) -> Probe:
+    """The probe of a ToyMarket with development people; its networks are trained or loaded."""
+    note = read_json(root / "toy_market.json")
+    train = {key: value for key, value in note["counts"].items() if key.startswith("train_")}
+    name = f"{note['world']} {note['seed']} {note['train_people']} {sorted(train.items())}"
+    judges = train_judges(read_crowd(root, "train"), cache, name=name, training=training)
+    crowd = read_crowd(root, "test")
+    return Probe(crowd, choose_pairs(root, crowd, count, seed=seed), judges)
+
+
+def measure(probe: Probe, renderers: Sequence[Renderer], *, seed: int) -> Report:
+    """Let every renderer draw the pairs, the first one also with exchanged sources, and score."""
+    true, *rivals = (scores := probe.rivals())
+    rows, gains, drawn = {true: scores[true].means()}, {}, {}
+    for renderer in renderers:
+        start = time.monotonic()
+        drawn[renderer.name] = _draw(probe, renderer, seed=seed)
+        seconds = (time.monotonic() - start) / len(probe.pairs)
+        mine = probe.score(drawn[renderer.name])
+        cost = {"evaluations": renderer.evaluations, "seconds": round(seconds, 4)}
+        rows[renderer.name] = {**mine.means(), **cost}
+        gains[renderer.name] = {rival: probe.gain(mine, scores[rival]) for rival in rivals}
+    rows |= {rival: scores[rival].means() for rival in rivals}
+    swapped = _draw(probe, renderers[0], seed=seed, swapped=True)
+    cameras = probe.crowd.cameras[probe.pairs]
+    return Report(
+        pairs=len(probe.pairs),
+        people=len(np.unique(probe.people)),
+        cross_camera=round(float((cameras[:, 0] != cameras[:, 1]).mean()), 4),
+        rows=rows,
+        gains=gains,
+        controls=probe.controls(drawn[renderers[0].name], swapped),
+        sheet=contact_sheet(probe, drawn),
+    )
+
+
+def _draw(probe: Probe, renderer: Renderer, *, seed: int, swapped: bool = False) -> np.ndarray:
+    """The N images of a renderer: uint8 (N, H, W, 3); says now and then how far it is."""
+    parts: list[np.ndarray] = []
+    start = said = time.monotonic()
+    done, total = 0, len(probe.pairs)
+    for images in probe.draw(renderer.render, seed=seed, swapped=swapped):
+        parts.append(images)
+        done += len(images)
+        now = time.monotonic()
+        if now - said > SAY_EVERY_S or done == total:
+            said, rate = now, done / max(now - start, 1e-9)
+            left = (total - done) / rate
+            what = f"{renderer.name}{', sources exchanged' if swapped else ''}"
+            log.info("%s: %d of %d images, %.1f/s, %.0f s left", what, done, total, rate, left)
+    return np.concatenate(parts)
+
+
+# ---------------------------------------------------------------- the sheet
+
+_ROWS, _PAIRS, _TITLE_PX = 6, 24, 12
+
+
+def contact_sheet(probe: Probe, drawn: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The sheet of a report; `drawn` are the N images of each renderer."""
+    crowd, pairs = probe.crowd, probe.pairs[:_PAIRS]
+    size = crowd.images.shape[1:3]
+    poses = pose_map(torch.from_numpy(crowd.found[pairs[:, 1]]).float(), size)
+    columns = {
+        "source": crowd.images[pairs[:, 0]],
+        "pose": to_uint8(2 * poses[:, :3] - 1),
+        **{name: images[: len(pairs)] for name, images in drawn.items()},
+        "true": crowd.images[pairs[:, 1]],
+    }
+    blocks = []
+    for start in range(0, len(pairs), _ROWS):
+        strips = [
+            np.concatenate([_title(name, size[1]), *images[start : start + _ROWS]])
+            for name, images in columns.items()
+        ]
+        block = np.concatenate([*strips, np.full_like(strips[0][:, :8], 255)], axis=1)
+        missing = (_ROWS * size[0] + _TITLE_PX) - len(block)
+        blocks.append(np.pad(block, ((0, missing), (0, 0), (0, 0)), constant_values=255))
+    return np.concatenate(blocks, axis=1)
+
+
+def _title(text: str, width: int) -> np.ndarray:
+    strip = Image.new("RGB", (width, _TITLE_PX), "white")
+    ImageDraw.Draw(strip).text((1, 0), text, fill="black", font_size=9)
+    return np.asarray(strip)

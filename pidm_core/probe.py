@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from pidm_core.config import Guidance, SampleConfig
-from pidm_core.data import make_pairs, read_market1501
+from pidm_core.data import Record, make_pairs, read_market1501
 from pidm_core.diffusion import guidance_terms
-from pidm_core.files import BAD_DATA, UserError, load_image, read_json
+from pidm_core.files import UserError, load_image, read_json
 from pidm_core.garments import colour_error
 from pidm_core.image_metrics import SSIM_256_SIGMA, ssim
 from pidm_core.keypoints import read_keypoints
@@ -44,7 +44,7 @@ _RENDER_BATCH = 16
 class Crowd:
     """Pictures of people, all that is known of them."""
 
-    names: tuple[str, ...]
+    records: tuple[Record, ...]
     images: np.ndarray  # uint8 (M, H, W, 3)
     found: np.ndarray  # float32 (M, 18, 2) px, as a pose estimator finds them
     exact: np.ndarray  # float32 (M, 18, 2) px, NaN = outside the picture
@@ -70,7 +70,7 @@ def read_crowd(root: str | Path, split: str) -> Crowd:
     exact = read_keypoints(root / f"exact-annotation-{split}.csv")
     listed = [r for subset in SPLITS[split] for r in read_market1501(root, subset) if r.pid > 0]
     return Crowd(
-        names=tuple(record.name for record in listed),
+        records=tuple(listed),
         images=np.stack([load_image(record.path) for record in listed]),
         found=np.stack([found[record.name] for record in listed]),
         exact=np.stack([exact[record.name] for record in listed]),
@@ -79,15 +79,15 @@ def read_crowd(root: str | Path, split: str) -> Crowd:
     )
 
 
-def choose_pairs(root: str | Path, crowd: Crowd, count: int, *, seed: int) -> np.ndarray:
-    """`count` pairs (source, target) of the "test" split, spread evenly over people: int (N, 2).
+def choose_pairs(crowd: Crowd, count: int, *, seed: int) -> np.ndarray:
+    """`count` pairs (source, target) of pictures, spread evenly over the people: int (N, 2).
 
     Of all pairs by PATN's rule, those whose target pose was found truly (no joint over 8 px away,
     which left and right exchanged would be) and whose person a third camera saw too, for the
     identity score. Fewer if there are fewer. Raises UserError if they show fewer than two people.
     """
-    listed = [r for s in SPLITS["test"] for r in read_market1501(root, s) if r.pid > 0]
-    pairs = make_pairs(listed, dict(zip(crowd.names, crowd.found, strict=True)))
+    names = [record.name for record in crowd.records]
+    pairs = make_pairs(crowd.records, dict(zip(names, crowd.found, strict=True)))
     offset = np.linalg.norm(crowd.found - crowd.exact, axis=2)
     true = ~(offset > FALSE_POSE_PX).any(1)  # a joint that was not found is no false one
     elsewhere = np.array([len(_references(crowd, pair)) > 0 for pair in pairs], dtype=bool)
@@ -97,7 +97,7 @@ def choose_pairs(root: str | Path, crowd: Crowd, count: int, *, seed: int) -> np
     turn = np.array([np.sum(people[:i] == pid) for i, pid in enumerate(people)], dtype=int)
     pairs = pairs[np.argsort(turn, kind="stable")][:count]
     if len(np.unique(crowd.pids[pairs[:, 0]])) < 2:
-        raise UserError(f"{root}: {len(pairs)} pairs are too few to compare people", BAD_DATA)
+        raise UserError(f"{len(pairs)} pairs do not show two people to compare")
     return pairs
 
 

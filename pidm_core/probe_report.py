@@ -163,7 +163,7 @@ def make_probe(
     name = f"{note['world']} {note['seed']} {note['train_people']} {sorted(train.items())}"
     judges = train_judges(read_crowd(root, "train"), cache, name=name, training=training)
     crowd = read_crowd(root, "test")
-    return Probe(crowd, choose_pairs(root, crowd, count, seed=seed), judges)
+    return Probe(crowd, choose_pairs(crowd, count, seed=seed), judges)
 
 
 def measure(probe: Probe, renderers: Sequence[Renderer], *, seed: int) -> Report:

@@ -13,6 +13,7 @@ from skimage.color import rgb2lab
 from pidm_core import load_image, probe_networks
 from pidm_core.checkpoint import save_model
 from pidm_core.config import ModelConfig, PIDMConfig, SampleConfig
+from pidm_core.data import Record
 from pidm_core.files import BAD_DATA, UserError
 from pidm_core.garments import colour_error, garment_regions, rgb_to_lab
 from pidm_core.hardware import place
@@ -80,7 +81,7 @@ ROWS = [(1, 0, 1), (1, 3, 2), (1, 4, 3), (2, 1, 1), (2, 5, 2), (2, 6, 3)]  # pid
 def marked() -> Probe:
     poses = np.stack([joints(pose) for _, pose, _ in ROWS])
     crowd = Crowd(
-        names=tuple(map(str, ROWS)),
+        records=tuple(Record(Path(), str(row), row[0], row[2]) for row in ROWS),
         images=np.stack([mark(*row) for row in ROWS]),
         found=poses,
         exact=poses,
@@ -208,7 +209,7 @@ def test_toy_market_itself_beats_every_rival_in_ssim(root: Path, drawn: Probe) -
 
 def test_pairs_are_of_one_person_seen_by_a_third_camera(root: Path) -> None:
     crowd = read_crowd(root, "test")
-    pairs = choose_pairs(root, crowd, 12, seed=0)
+    pairs = choose_pairs(crowd, 12, seed=0)
     assert (crowd.pids[pairs[:, 0]] == crowd.pids[pairs[:, 1]]).all()
     assert (pairs[:, 0] != pairs[:, 1]).all()
     for pair in pairs:
@@ -216,10 +217,15 @@ def test_pairs_are_of_one_person_seen_by_a_third_camera(root: Path) -> None:
         assert seen - set(crowd.cameras[pair])
     counts = np.unique(crowd.pids[pairs[:, 0]], return_counts=True)[1]
     assert np.ptp(counts) <= 1
-    assert np.array_equal(pairs, choose_pairs(root, crowd, 12, seed=0))
-    assert not np.array_equal(pairs, choose_pairs(root, crowd, 12, seed=1))
+    assert np.array_equal(pairs, choose_pairs(crowd, 12, seed=0))
+    assert not np.array_equal(pairs, choose_pairs(crowd, 12, seed=1))
     nearby = crowd.found[pairs[:, 1]] - crowd.exact[pairs[:, 1]]
     assert np.nanmax(np.abs(nearby)) <= 8
+
+
+def test_too_few_pairs_are_refused(root: Path) -> None:
+    with pytest.raises(UserError, match="1 pairs do not show two people"):
+        choose_pairs(read_crowd(root, "test"), 1, seed=0)
 
 
 def test_test_people_are_refused(root: Path, tmp_path: Path) -> None:
@@ -238,7 +244,7 @@ def test_joints_follow_the_picture_when_it_is_moved() -> None:
     images[:, 40:48, 20:28] = 255
     exact = np.full((4, 18, 2), np.nan)
     exact[:, 0] = 23.5, 43.5
-    crowd = Crowd(tuple("abcd"), images, exact, exact, np.arange(4), np.arange(4))
+    crowd = Crowd((), images, exact, exact, np.arange(4), np.arange(4))
     training = Training(batch_size=16, max_tint=0.0)
     examples = probe_networks._Examples(crowd, place("fp32"), training)
     batch = examples.draw(np.random.default_rng(0))

@@ -32,6 +32,7 @@ from pidm_reid.plan import shuffled
 from pidm_reid.progress import track
 from pidm_reid.weights import State, backbone, describe_weights, imagenet_file
 
+NETWORK = "resnet50"
 torchreid = compat.torchreid()
 _SoftmaxEngine: Any = torchreid.engine.ImageSoftmaxEngine
 _ImageDataset: Any = torchreid.data.ImageDataset
@@ -243,7 +244,7 @@ def _make_engine(
 def _make_model(
     people: int, *, config: StudentConfig, start: State | None
 ) -> tuple[torch.nn.Module, str]:
-    model = torchreid.models.build_model("resnet50", people, loss="softmax", pretrained=False)
+    model = torchreid.models.build_model(NETWORK, people, loss="softmax", pretrained=False)
     if start is not None:
         model.load_state_dict(start)
         return model, "Standard"

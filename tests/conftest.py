@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,3 +13,13 @@ from people import make_market
 def market(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A made-up Market-1501 root with 6 training and 4 test people; not to be changed."""
     return make_market(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def small_network() -> Iterator[None]:
+    """ResNet18 in ResNet50's place, because time is short."""
+    from pidm_reid import finetune
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "NETWORK", "resnet18")
+        yield

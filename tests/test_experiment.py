@@ -15,9 +15,11 @@ from pidm_reid.config import ReidTable, Stage, StudentConfig
 from pidm_reid.experiment import ROWS, SAME_STEPS, Cell, Row, cells, outlook, run_table
 from pidm_reid.table import write_table
 
+pytestmark = pytest.mark.usefixtures("small_network")
+
 STUDENT = StudentConfig(
-    height=64,
-    width=32,
+    height=32,
+    width=16,
     batch_size=12,
     weights="none",
     precision="fp32",
@@ -54,7 +56,9 @@ def table(market: Path, tmp_path: Path) -> ReidTable:
 
 
 @pytest.fixture(scope="module")
-def finished(market: Path, tmp_path_factory: pytest.TempPathFactory) -> ReidTable:
+def finished(
+    market: Path, tmp_path_factory: pytest.TempPathFactory, small_network: None
+) -> ReidTable:
     """The same, all done."""
     done = small_table(market, tmp_path_factory.mktemp("finished"))
     with pytest.MonkeyPatch.context() as patch:

@@ -16,6 +16,7 @@ from pidm_reid.config import Stage, StudentConfig
 from pidm_reid.dataset import Item
 
 torchreid = compat.torchreid()
+pytestmark = pytest.mark.usefixtures("small_network")
 SMALL = StudentConfig(height=64, width=32, batch_size=12, weights="none", precision="fp32")
 SHORT = Stage(steps=3, warmup_steps=1)
 
@@ -33,7 +34,9 @@ def test_set(market: Path) -> finetune.TestSet:
 
 
 @pytest.fixture(scope="module")
-def trained(real: list[Item], test_set: finetune.TestSet) -> tuple[weights.State, finetune.Result]:
+def trained(
+    real: list[Item], test_set: finetune.TestSet, small_network: None
+) -> tuple[weights.State, finetune.Result]:
     """A network after three iterations."""
     return finetune.train_and_test(real, test_set, config=SMALL, stage=SHORT, seed=0)
 
@@ -137,6 +140,16 @@ def test_result_says_what_was_done(trained: Any) -> None:
     assert (result.ranking.junk, result.ranking.distractors) == (3, 3)
 
 
+def test_network_is_torchreids_resnet50(
+    real: list[Item], test_set: finetune.TestSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune, "NETWORK", "resnet50")
+    once = Stage(steps=1, warmup_steps=0)
+    state, result = finetune.train_and_test(real, test_set, config=SMALL, stage=once, seed=0)
+    assert sum(value.numel() for value in state.values()) == pytest.approx(23.6e6, rel=0.01)
+    assert 0 < result.ranking.mAP <= 1
+
+
 def test_bf16_features_rank_almost_as_fp32(
     real: list[Item], test_set: finetune.TestSet, trained: Any
 ) -> None:
@@ -176,7 +189,10 @@ def test_d_aug_is_d_tr_and_the_synthetic_images(market: Path, tmp_path: Path) ->
 # ---------------------------------------------------------------- weights
 
 
-def test_imagenet_weights_come_from_a_file_and_spare_the_classifier(tmp_path: Path) -> None:
+def test_imagenet_weights_come_from_a_file_and_spare_the_classifier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune, "NETWORK", "resnet50")
     theirs = torchreid.models.build_model("resnet50", 1000, loss="softmax", pretrained=False)
     state = {k.replace("classifier", "fc"): v for k, v in theirs.state_dict().items()}
     torch.save(state, tmp_path / "resnet50.pth")

@@ -134,15 +134,16 @@ def test_joints_of_other_images_are_refused_with_the_file() -> None:
 
 
 def test_split_and_plan_of_12936_images_take_under_two_seconds() -> None:
-    keypoints = {record.name: joints(k % 50) for k, record in enumerate(MARKET)}
+    poses = [joints(k) for k in range(50)]
+    keypoints = {record.name: poses[k % 50] for k, record in enumerate(MARKET)}
     files = [bytes(3000) for _ in MARKET]
-    begin = time.perf_counter()
+    begin = time.process_time()
     real = plan.sample_real(MARKET, ratio=0.4, seed=0)
     content = {r.name: sha256(data) for r, data in zip(MARKET, files, strict=True)}
     pool = plan.pose_pool(keypoints, among=[record.name for record in real], where="x.csv")
     made = plan.make_recipes(real, pool, content=content, seed=0, fill_to=len(MARKET))
     assert len(real) + len(made) == 12936
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 # ---------------------------------------------------------------- development split

@@ -138,18 +138,19 @@ def test_run_without_data_says_what_to_give() -> None:
         call("synthesize")
 
 
+@pytest.mark.usefixtures("small_network")
 def test_train_reid_prints_both_results(
     market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     render_all(planned(market), tmp_path / "made")
-    small: list[Any] = ["--height", 64, "--width", 32, "--batch-size", 12, "--weights", "none"]
+    small: list[Any] = ["--height", 32, "--width", 16, "--batch-size", 12, "--weights", "none"]
     short = ["--standard.steps", 1, "--finetune.steps", 1, "--out", "w.safetensors"]
     assert call("train_reid", "--augmented", "made", *small, *short) == DONE
     printed = capsys.readouterr().out
     assert "Standard: 18 images, 1 iterations" in printed
     assert "fine-tuned: 36 images, 1 iterations" in printed
     assert printed.count("Rank-1  : ") == printed.count("mAP: ") == 2
-    assert (tmp_path / "w.safetensors").stat().st_size > 90e6
+    assert (tmp_path / "w.safetensors").stat().st_size > 40e6
 
 
 @pytest.mark.parametrize(

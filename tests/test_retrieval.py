@@ -168,6 +168,6 @@ def test_market_size_is_ranked_in_seconds() -> None:
     distances = rng.random((842, 15913), dtype=np.float32)  # a quarter of the queries
     people = rng.integers(1, 751, 842), rng.integers(0, 751, 15913)
     cameras = rng.integers(0, 6, 842), rng.integers(0, 6, 15913)
-    begin = time.perf_counter()
+    begin = time.process_time()
     retrieval.evaluate_rank(distances, *people, *cameras)
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2

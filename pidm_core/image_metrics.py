@@ -61,7 +61,9 @@ def _gaussian(sigma: float) -> np.ndarray:
 def _smooth(values: np.ndarray, window: np.ndarray) -> np.ndarray:
     """Weighted means over all windows within the image: (..., H, W) -> (..., H-n+1, W-n+1)."""
     down, across = (_windows(size, window) for size in values.shape[-2:])
-    return np.asarray(down @ values @ across.T)
+    # two large products: thousands of small ones would be lost in waking up BLAS's threads
+    rows = np.tensordot(values, across, (-1, 1))  # (..., H, W-n+1)
+    return np.moveaxis(np.tensordot(rows, down, (-2, 1)), -1, -2)
 
 
 def _windows(size: int, window: np.ndarray) -> np.ndarray:

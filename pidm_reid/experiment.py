@@ -221,6 +221,7 @@ class Bench:
         return {
             **values,
             "weights": configuration["student"]["weights"],
+            "left_out": work.broken,
             "by_person": retrieval.by_person(result.ranking, pids),
             "configuration": configuration,
         }

@@ -9,7 +9,7 @@ from pidm_core import PIDMConfig, UserError, load_config, to_dict, toy_market
 from pidm_reid.config import Sampling
 from pidm_reid.synthesize import Generator
 
-BUNDLED = "toy_market"
+BUNDLED, BUNDLED_DATA = "toy_market", Path("data/toy_market")
 
 
 def newest_run(runs: Path = Path("runs")) -> str:
@@ -48,7 +48,17 @@ def pidm(run: str, *, sampling: Sampling, data: Path) -> Generator:
 
 
 def run_data(run: str) -> tuple[str, str]:
-    """Data folder and keypoint file that a run was trained on, as its config.yaml names them."""
+    """Data folder and keypoint file that a run was trained on, as its config.yaml names them.
+
+    The bundled model comes without its data; it goes with data/toy_market, drawn by the user.
+    """
+    if run == BUNDLED:
+        if not BUNDLED_DATA.is_dir():
+            raise UserError(
+                f"no data: draw people with tools/make_toy_market.py --preset demo --out "
+                f"{BUNDLED_DATA}, or give --data DIR"
+            )
+        return str(BUNDLED_DATA), ""
     if not (Path(run) / "config.yaml").is_file():
         raise UserError(f"{run}: does not say which data it was trained on; give --data DIR")
     config = load_config(PIDMConfig, Path(run) / "config.yaml")

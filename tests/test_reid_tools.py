@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 from people import TINT, make_market, planned, render_all
 
-from pidm_core import BAD_DATA, DONE, SKIPPED, USAGE, UserError
-from pidm_reid import folder, generators
+from pidm_core import BAD_DATA, DONE, SKIPPED, USAGE, UserError, write_bytes
+from pidm_reid import experiment, folder, generators, table
+from pidm_reid.generators import newest_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -133,9 +135,35 @@ def test_wrong_name_pattern_is_refused_with_the_file(tmp_path: Path) -> None:
     assert error.value.code == BAD_DATA
 
 
-def test_run_without_data_says_what_to_give() -> None:
-    with pytest.raises(UserError, match="give --data DIR"):
+def test_bundled_model_without_drawn_people_says_what_to_do() -> None:
+    with pytest.raises(UserError, match=r"make_toy_market\.py --preset demo --out data/toy_market"):
         call("synthesize")
+
+
+def test_newest_run_is_taken_with_its_data(tmp_path: Path) -> None:
+    for k, name in enumerate(("old", "new", "unfinished")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").write_text(f"data: data/{name}\n")
+        if name != "unfinished":
+            model = tmp_path / "runs" / name / "model/model.safetensors"
+            write_bytes(model, b"")
+            os.utime(model, (k, k))
+    assert newest_run() == "runs/new"
+    assert generators.run_data("runs/new") == ("data/new", "")
+
+
+def test_broken_image_in_a_table_is_listed_and_the_code_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market = make_market(tmp_path / "people")
+    victim = sorted((market / "market1501/bounding_box_train").iterdir())[4]
+    victim.write_bytes(b"")
+    done = {"mAP": 0.5, "cmc": dict.fromkeys(("1", "5", "10"), 0.5), "left_out": [f"{victim}: bad"]}
+    cell = experiment.Cell("Standard", 1.0, 0)
+    monkeypatch.setattr(experiment, "run_table", lambda _: iter([(cell, done, True)]))
+    monkeypatch.setattr(table, "write_table", lambda _: [])
+    assert call("reproduce_table", "reid", "--data", market) == SKIPPED
+    assert f"left out: {victim}: bad" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("small_network")

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from pidm_core import DONE, UserError, parse, run
+from pidm_core import DONE, SKIPPED, UserError, parse, run
 from pidm_reid.config import ReidTable
 
 EXAMPLE = "python tools/reproduce_table.py reid --config configs/demo.yaml"
@@ -37,15 +37,19 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(outlook(options)))
         return DONE
     folder = Path(options.results) / options.name
+    left_out: dict[str, None] = {}
     for cell, result, new in run_table(options):
         print(f"{cell.row}, {cell.ratio:.0%}, seed {cell.seed}" + ("" if new else " (done before)"))
         print(f"mAP: {result['mAP']:.1%}")
         for k in (1, 5, 10):
             print(f"Rank-{k:<3}: {result['cmc'][str(k)]:.1%}", flush=True)
+        left_out.update(dict.fromkeys(result["left_out"]))
         write_table(folder)
     print(markdown(write_table(folder)), end="")
     print(f"-> {folder}/table.md, table.csv, table.json")
-    return DONE
+    for line in left_out:
+        print(f"left out: {line}", file=sys.stderr)
+    return SKIPPED if left_out else DONE
 
 
 if __name__ == "__main__":

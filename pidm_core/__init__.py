@@ -105,6 +105,7 @@ if TYPE_CHECKING:
         write_keypoints as write_keypoints,
     )
     from pidm_core.pipeline import PIDMPipeline as PIDMPipeline
+    from pidm_core.pose import pose_map as pose_map
 
 __version__ = "0.1.0"
 
@@ -132,6 +133,7 @@ _HOME = {
     "parse": "config",
     "parse_json": "files",
     "passes_patn": "keypoints",
+    "pose_map": "pose",
     "read_json": "files",
     "read_keypoints": "keypoints",
     "read_market1501": "data",

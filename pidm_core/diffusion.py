@@ -295,8 +295,9 @@ def guided(
     def denoise(y_t: Tensor, t: Tensor) -> Tensor:
         y, levels = y_t.repeat(count, 1, 1, 1), t.repeat(count)
         out = diffusion.to_eps(model(y.to(x_p.dtype), levels, poses, textures).float(), y, levels)
-        eps, variance = out.view(count, *y_t.shape[:1], 6, *y_t.shape[2:]).split(3, 2)
-        return torch.cat([torch.einsum("n,nbchw->bchw", weights, eps), variance[-1]], 1)
+        outs = out.view(count, *y_t.shape[:1], 6, *y_t.shape[2:])
+        eps = torch.einsum("n,nbchw->bchw", weights, outs[:, :, :3])
+        return torch.cat([eps, outs[-1, :, 3:]], 1)
 
     return denoise
 

@@ -6,11 +6,14 @@ import ctypes
 import sys
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from pidm_core.config import Precision
+
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,10 @@ class Placement:
     device: torch.device
     dtype: torch.dtype
 
-    def module(self, module: torch.nn.Module) -> torch.nn.Module:
+    def module(self, module: Module) -> Module:
         """Move a module there, in this precision and layout."""
-        return module.to(self.device, self.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        module.to(self.device, self.dtype)
+        return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def tensor(self, values: torch.Tensor) -> torch.Tensor:
         """Move (B, C, H, W) values there, in this precision and layout."""

@@ -103,8 +103,9 @@ class PIDMPipeline:
     def render(
         self, sources: np.ndarray, keypoints: np.ndarray, seeds: Sequence[int]
     ) -> np.ndarray:
-        """The joint with pidm_reid: uint8 (B, H, W, 3), (B, 18, 2) px, B seeds -> uint8 images.
+        """uint8 (B, H, W, 3) sources, (B, 18, 2) px, B seeds -> uint8 (B, H, W, 3).
 
+        The joint with whatever plans the images.
         Runs in batches of settings.batch_size, the last one padded, and draws the noise of each
         image from its own seed: an image does not depend on its neighbours.
         """
@@ -119,7 +120,7 @@ class PIDMPipeline:
         self, sources: np.ndarray, keypoints: np.ndarray, seeds: Sequence[int]
     ) -> np.ndarray:
         count = len(seeds)
-        rows = np.arange(self.settings.batch_size) % count  # pad by repeating the first ones
+        rows = [row % count for row in range(self.settings.batch_size)]  # the first ones pad
         poses = torch.from_numpy(np.array(keypoints[rows], dtype=np.float32))
         generators = [torch.Generator().manual_seed(seeds[row] % 2**63) for row in rows]
 

@@ -106,8 +106,8 @@ def train(config: PIDMConfig, run: Path) -> Iterator[Progress]:
             stopping = stop() or last
             rate = config.train.batch_size * world / max(time.monotonic() - clock, 1e-9)
             clock = time.monotonic()
-            losses = torch.stack([loss, mse, vlb]).detach().tolist()
-            progress = Progress(done, *losses, images_per_second=rate, stopping=stop())
+            values = torch.stack([loss, mse, vlb]).detach().tolist()
+            progress = Progress(done, values[0], values[1], values[2], rate, stop())
             if not math.isfinite(progress.loss):
                 raise UserError(
                     f"{run}: the loss is {progress.loss} at step {done}; the last checkpoint is "
@@ -158,7 +158,7 @@ class State:
         network = PIDM(config.model)
         names = [name for name, _ in network.named_parameters()]
         values = [p.detach().clone().to(placement.device) for p in network.parameters()]
-        self.model: PIDM = placement.module(network)  # type: ignore[assignment]
+        self.model = placement.module(network)
         self.master = dict(zip(names, values, strict=True))
         self.ema = {name: value.clone() for name, value in self.master.items()}
         self._parameters = list(self.model.parameters())

@@ -32,7 +32,7 @@ def torchreid() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Cython evaluation, invalid escapes
         try:
-            import torchreid  # type: ignore[import-untyped]
+            import torchreid
         except ImportError as error:
             raise UserError(
                 f"torchreid cannot be imported ({error}); install torchreid, gdown, "

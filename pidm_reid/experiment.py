@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pidm_core import UserError, find_keypoints, read_json, sha256, to_dict, write_json
+from pidm_core import (
+    UserError,
+    find_keypoints,
+    read_json,
+    read_keypoints,
+    sha256,
+    to_dict,
+    write_json,
+)
 from pidm_reid import folder, generators, plan, retrieval
 from pidm_reid.config import ReidTable
 from pidm_reid.progress import track
@@ -107,6 +115,27 @@ def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
         result = bench.run(cell, configuration)
         write_json(path, result)
         yield cell, result, True
+
+
+def draw_sheet(table: ReidTable) -> Path | None:
+    """Write sheet.png for the first PIDM cell, with the oracle's images as the true ones."""
+    from pidm_reid.sheet import write_sheet
+
+    cell = next((cell for cell in cells(table) if cell.row == "PIDM"), None)
+    if cell is None:
+        return None
+    bench = Bench(table)
+    train = _folder(table, cell) / folder.BASE / folder.TRAIN
+    truth = _folder(table, replace(cell, row="oracle")) / folder.BASE / folder.TRAIN
+    path = Path(table.results) / table.name / "sheet.png"
+    write_sheet(
+        path,
+        bench.work(cell).recipes,
+        generated=train,
+        keypoints=read_keypoints(bench.keypoints),
+        truth=truth if "oracle" in table.rows else None,
+    )
+    return path
 
 
 def outlook(table: ReidTable) -> list[str]:
@@ -236,8 +265,7 @@ class Bench:
         if not ROWS[cell.row].generator:
             return [], 0.0
         table, work, generator = self.table, self.work(cell), self.generator(cell.row)
-        name = folder_name(table.data, kind=cell.row.lower(), ratio=cell.ratio, seed=cell.seed)
-        out = Path(table.folders) / name
+        out = _folder(table, cell)
         begin = time.perf_counter()
         todo = start(work, generator, out)
         batches = synthesize(work, generator, out)
@@ -303,6 +331,12 @@ class Bench:
             },
             "versions": versions(),
         }
+
+
+def _folder(table: ReidTable, cell: Cell) -> Path:
+    """The augmented folder of a cell."""
+    name = folder_name(table.data, kind=cell.row.lower(), ratio=cell.ratio, seed=cell.seed)
+    return Path(table.folders) / name
 
 
 def versions() -> dict[str, str]:

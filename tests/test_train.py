@@ -19,7 +19,7 @@ from pidm_core import PIDMConfig, UserError, save_config
 from pidm_core.config import DiffusionConfig, ModelConfig, SampleConfig, TrainConfig
 from pidm_core.diffusion import Diffusion, sample_images
 from pidm_core.files import TERMINATED
-from pidm_core.hardware import place, to_uint8
+from pidm_core.hardware import place
 from pidm_core.pipeline import PIDMPipeline
 from pidm_core.train import HybridLoss, State, learning_rate, train
 

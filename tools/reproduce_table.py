@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"'{kind}' is not a table; the tables are: reid (example: {EXAMPLE})")
     options = parse(Options, rest, prog="reproduce_table", description=__doc__, example=EXAMPLE)
 
-    from pidm_reid.experiment import outlook, run_table
+    from pidm_reid.experiment import draw_sheet, outlook, run_table
     from pidm_reid.table import markdown, write_table
 
     if options.dry_run:
@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         left_out.update(dict.fromkeys(result["left_out"]))
         write_table(folder)
     print(markdown(write_table(folder)), end="")
-    print(f"-> {folder}/table.md, table.csv, table.json")
+    sheet = draw_sheet(options)
+    print(f"-> {folder}/table.md, table.csv, table.json" + (", sheet.png" if sheet else ""))
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)
     return SKIPPED if left_out else DONE

@@ -1,10 +1,9 @@
 # make setup   the environment in .venv          make test    all tests
 # make demo    the whole way on drawn people     make check   style, types
-# PY=python3 SETUP=0 uses an interpreter as it is.
+# SCRATCH=1 demo: PIDM from nothing.  PY=python3 SETUP=0: an interpreter as it is.
 SETUP ?= 1
 PY ?= .venv/bin/python
 SCRATCH ?= 0
-DEMO ?= demo
 
 .PHONY: setup demo test check
 ifeq ($(SETUP),1)
@@ -20,11 +19,19 @@ setup: .venv/ready
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
 	touch $@
 
+ifeq ($(SCRATCH),1)
+RUN = runs/toy_scratch
+TRAIN = --train.steps 600 --train.ema-decay 0.99
+else
+RUN = runs/toy_demo
+TRAIN = --train.init toy_market --train.steps 120 --train.lr 2e-4 --train.ema-decay 0.98
+endif
+
 demo: $(READY)
 	$(PY) tools/make_toy_market.py --preset demo --out data/toy_market
-	$(PY) tools/train_pidm.py --config configs/toy_demo$(if $(filter 1,$(SCRATCH)),_scratch).yaml --out runs/toy_market$(if $(filter 1,$(SCRATCH)),_scratch)
-	$(PY) tools/synthesize.py --ratio 0.4 --run runs/toy_market$(if $(filter 1,$(SCRATCH)),_scratch)
-	$(PY) tools/reproduce_table.py reid --config configs/demo.yaml
+	$(PY) tools/train_pidm.py --config configs/toy_market.yaml --data data/toy_market --out $(RUN) --train.warmup-steps 20 $(TRAIN)
+	$(PY) tools/synthesize.py --ratio 0.4 --run $(RUN)
+	$(PY) tools/reproduce_table.py reid --config configs/demo.yaml --run $(RUN)
 
 test: $(READY)
 	$(PY) -m pytest

@@ -106,6 +106,7 @@ if TYPE_CHECKING:
     )
     from pidm_core.pipeline import PIDMPipeline as PIDMPipeline
     from pidm_core.pose import pose_map as pose_map
+    from pidm_core.progress import track as track
 
 __version__ = "0.1.0"
 
@@ -142,6 +143,7 @@ _HOME = {
     "sha256": "files",
     "to_dict": "config",
     "toy_market": "",
+    "track": "progress",
     "write_bytes": "files",
     "write_json": "files",
     "write_keypoints": "keypoints",

@@ -25,11 +25,11 @@ from pidm_core import (
     read_keypoints,
     sha256,
     to_dict,
+    track,
     write_json,
 )
 from pidm_reid import folder, generators, plan, retrieval
 from pidm_reid.config import ReidTable
-from pidm_reid.progress import track
 from pidm_reid.synthesize import (
     Generator,
     Request,

@@ -23,13 +23,13 @@ from pidm_core import (
     UserError,
     fast_bf16,
     read_market1501,
+    track,
 )
 from pidm_reid import compat, retrieval
 from pidm_reid.config import Stage, StudentConfig
 from pidm_reid.dataset import Item, check_images, entries, person
 from pidm_reid.folder import GALLERY, QUERY
 from pidm_reid.plan import shuffled
-from pidm_reid.progress import track
 from pidm_reid.weights import State, backbone, describe_weights, imagenet_file
 
 NETWORK = "resnet50"

@@ -18,7 +18,7 @@ ANY = {"files", "config"}
 ARROWS = {
     "pidm_core": {
         "files": "", "config": "", "keypoints": "", "hardware": "", "image_metrics": "",
-        "model": "", "diffusion": "",
+        "model": "", "diffusion": "", "progress": "",
         "pose": "keypoints",
         "data": "keypoints pose",
         "checkpoint": "model",
@@ -35,15 +35,15 @@ ARROWS = {
         "probe_report": "hardware pipeline pose probe probe_networks toy_market",
     },
     "pidm_reid": {
-        "config": "", "compat": "", "folder": "", "plan": "", "progress": "", "retrieval": "",
+        "config": "", "compat": "", "folder": "", "plan": "", "retrieval": "",
         "table": "", "weights": "", "sheet": "plan",
-        "synthesize": "folder plan progress",
+        "synthesize": "folder plan",
         "generators": "synthesize config",
         "imported": "synthesize folder plan",
         "dataset": "folder compat",
-        "finetune": "dataset folder plan retrieval compat weights progress config",
+        "finetune": "dataset folder plan retrieval compat weights config",
         "experiment":
-            "folder generators plan retrieval sheet synthesize progress config finetune weights",
+            "folder generators plan retrieval sheet synthesize config finetune weights",
     },
 }  # fmt: skip
 ROOMS = [(package, room) for package, rooms in ARROWS.items() for room in sorted(rooms)]

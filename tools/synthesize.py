@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
 def _generate(
     work: Work, generator: Generator, out: Path, *, shard: tuple[int, int], copy: bool
 ) -> None:
-    from pidm_reid.progress import track
+    from pidm_core import track
     from pidm_reid.synthesize import start, synthesize
 
     todo = start(work, generator, out, shard=shard, copy=copy)

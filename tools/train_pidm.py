@@ -5,7 +5,6 @@ On several GPUs or machines: accelerate launch tools/train_pidm.py ...
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -35,31 +34,36 @@ def main(argv: list[str] | None = None) -> int:
     folder = Path(options.out or f"runs/{Path(config.data).name}")
 
     import torch
-    from tqdm import tqdm
 
     from pidm_core.hardware import place
     from pidm_core.model import PIDM
+    from pidm_core.progress import track
     from pidm_core.train import load_pairs, train
 
     parameters = sum(p.numel() for p in PIDM(config.model).parameters()) / 1e6
-    print(f"PIDM, {parameters:.2f} M parameters, {config.train.steps:,} steps of "
-          f"{config.train.batch_size} pairs, on {place(config.train.precision)}, "
-          f"{torch.get_num_threads()} threads -> {folder}")  # fmt: skip
+    print(
+        f"PIDM, {parameters:.2f} M parameters, {config.train.steps:,} steps of "
+        f"{config.train.batch_size} pairs, on {place(config.train.precision)}, "
+        f"{torch.get_num_threads()} threads -> {folder}",
+        flush=True,
+    )
     if options.dry_run:
         print(f"{len(load_pairs(config)):,} training pairs in {config.data}")
         return DONE
-    terminal = sys.stderr.isatty()
-    bar = tqdm(total=config.train.steps, unit="step", mininterval=0.5 if terminal else 30)
-    progress = None
-    with bar:
-        for progress in train(config, folder):
-            bar.update(progress.step - bar.n)
-            bar.set_postfix(
-                loss=f"{progress.loss:.4f}", rate=f"{progress.images_per_second:.1f} img/s",
-                refresh=False,
-            )  # fmt: skip
-    if progress and progress.stopping:
-        print(f"stopped and saved at step {progress.step}; the same command goes on")
+    steps = train(config, folder)
+    last = first = next(steps, None)
+    for step in track(
+        steps,
+        total=config.train.steps,
+        label="train",
+        unit="steps",
+        each=1,
+        done=first.step if first else 0,
+        note=lambda p: f"{p.images_per_second:.1f} images/s, loss {p.loss:.4f}",
+    ):
+        last = step
+    if last and last.stopping:
+        print(f"stopped and saved at step {last.step}; the same command goes on")
         return TERMINATED
     print(f"{folder}: trained. Next: python tools/synthesize.py --run {folder} --ratio 0.4")
     return DONE

@@ -26,7 +26,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 Guidance = Literal["dcf", "chain", "cf", "style", "none"]
 Sampler = Literal["ddim", "ddpm"]
 Spacing = Literal["leading", "trailing"]
-Prediction = Literal["eps", "v"]
+Prediction = Literal["eps", "y_0"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class DiffusionConfig:
     beta_last: float = 2e-2
     """Variance of the last noise level."""
     prediction: Prediction = "eps"
-    """What the network predicts: the noise (the paper), or v (learns sooner)."""
+    """What the network predicts: the noise (the paper), or the image (learns sooner)."""
 
 
 @dataclass(frozen=True)

@@ -43,15 +43,11 @@ class Diffusion:
         return (y_t - self._at((1 - self.abar).sqrt(), t) * eps) / self._at(self.abar.sqrt(), t)
 
     def to_eps(self, out: Tensor, y_t: Tensor, t: Tensor) -> Tensor:
-        """The network's output with its first three channels turned into eps if they are v.
-
-        v = sqrt(abar) eps - sqrt(1 - abar) y_0 (Salimans & Ho 2022), a deviation from the paper
-        for short trainings: its loss is Eq. 3 weighted by 1 / abar.
-        """
+        """The network's output with its first three channels turned into eps if they are y_0."""
         if self.config.prediction == "eps":
             return out
-        v, variance = out.chunk(2, 1)
-        eps = self._at(self.abar.sqrt(), t) * v + self._at((1 - self.abar).sqrt(), t) * y_t
+        y_0, variance = out.chunk(2, 1)
+        eps = (y_t - self._at(self.abar.sqrt(), t) * y_0) / self._at((1 - self.abar).sqrt(), t)
         return torch.cat([eps, variance], 1)
 
     # ------------------------------------------------------------ training
@@ -59,12 +55,14 @@ class Diffusion:
     def losses(self, out: Tensor, y_0: Tensor, y_t: Tensor, t: Tensor, eps: Tensor) -> HybridLoss:
         """Eq. 4 for a network output (B, 6, H, W)."""
         out = out.float()
+        bound = self.vlb(self.to_eps(out, y_t, t), y_0, y_t, t)
         if self.config.prediction == "eps":
-            target = eps
-        else:
-            target = self._at(self.abar.sqrt(), t) * eps - self._at((1 - self.abar).sqrt(), t) * y_0
-        mse = (out[:, :3] - target).square().mean((1, 2, 3))
-        return HybridLoss(mse, self.vlb(self.to_eps(out, y_t, t), y_0, y_t, t))
+            return HybridLoss((out[:, :3] - eps).square().mean((1, 2, 3)), bound)
+        # An error of the image is one of the noise times SNR: Eq. 3 and the bound would learn the
+        # least noisy levels alone. So SNR counts as 1 ... 5, and the bound is cut as much.
+        snr = (self.abar / (1 - self.abar)).to(t.device)[t].float()
+        mse = snr.clamp(1, 5) * (out[:, :3] - y_0).square().mean((1, 2, 3))
+        return HybridLoss(mse, bound * (5 / snr).clamp_max(1))
 
     def vlb(self, out: Tensor, y_0: Tensor, y_t: Tensor, t: Tensor) -> Tensor:
         """One term of the variational bound in bits per dimension, (B,); the mean is detached.

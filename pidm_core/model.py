@@ -44,7 +44,7 @@ class PIDM(nn.Module):
         t: Tensor,  # (B,) noise level, 0 ... T-1
         x_p: Tensor | None,  # (B, 20, H, W); None = no pose, the all-zeros map
         texture: list[Tensor] | None,  # encode(x_s); None = no style, encode(zeros)
-    ) -> Tensor:  # (B, 6, H, W): noise prediction (or v) and variance
+    ) -> Tensor:  # (B, 6, H, W): noise (or image) and variance
         if x_p is None:
             x_p = y_t.new_zeros(len(y_t), POSE_CHANNELS, *y_t.shape[2:])
         if texture is None:

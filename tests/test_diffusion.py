@@ -134,16 +134,20 @@ def test_the_mean_inside_the_bound_is_detached(diffusion: Diffusion) -> None:
     assert out.grad[:, 3:].abs().sum() > 0
 
 
-def test_v_prediction_turns_into_the_noise_it_means() -> None:
-    diffusion = Diffusion(DiffusionConfig(prediction="v"))
+def test_an_image_prediction_turns_into_the_noise_it_means() -> None:
+    diffusion = Diffusion(DiffusionConfig(prediction="y_0"))
     torch.manual_seed(0)
-    y_0, eps, t = torch.randn(3, 3, 4, 4), torch.randn(3, 3, 4, 4), torch.tensor([0, 500, 999])
+    y_0, eps, t = torch.randn(3, 3, 4, 4), torch.randn(3, 3, 4, 4), torch.tensor([3, 500, 999])
     y_t = diffusion.q_sample(y_0, t, eps)
-    abar = diffusion.abar[t].float()[:, None, None, None]
-    v = abar.sqrt() * eps - (1 - abar).sqrt() * y_0
-    out = torch.cat([v, torch.zeros_like(v)], 1)
+    out = torch.cat([y_0, torch.zeros_like(y_0)], 1)
     torch.testing.assert_close(diffusion.to_eps(out, y_t, t)[:, :3], eps, atol=1e-4, rtol=1e-4)
-    assert diffusion.losses(out, y_0, y_t, t, eps).mse.max() < 1e-8
+    assert diffusion.losses(out, y_0, y_t, t, eps).mse.max() == 0
+    # Half a unit beside the image: 0.25 times the SNR, cut to 1 ... 5.
+    wrong = torch.cat([y_0 + 0.5, torch.zeros_like(y_0)], 1)
+    snr = diffusion.abar[500] / (1 - diffusion.abar[500])
+    assert 0.05 < snr < 1
+    expected = [0.25 * 5, 0.25, 0.25]
+    np.testing.assert_allclose(diffusion.losses(wrong, y_0, y_t, t, eps).mse, expected, rtol=1e-5)
 
 
 def test_condition_dropout_has_the_stated_shares() -> None:

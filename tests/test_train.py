@@ -128,7 +128,7 @@ def test_a_small_network_overfits_one_pair(config: PIDMConfig) -> None:
     config = dataclasses.replace(
         config,
         model=dataclasses.replace(TINY, size=(16, 8), dropout=0.0),
-        diffusion=DiffusionConfig(prediction="v"),
+        diffusion=DiffusionConfig(prediction="y_0"),
         train=options,
     )
     placement = place("fp32", torch.device("cpu"))

@@ -91,7 +91,7 @@ if TYPE_CHECKING:
     from pidm_core.files import (
         write_json as write_json,
     )
-    from pidm_core.hardware import fast_bf16 as fast_bf16
+    from pidm_core.hardware import place as place
     from pidm_core.keypoints import (
         mirror as mirror,
     )
@@ -125,7 +125,7 @@ _HOME = {
     "decode_image": "files",
     "encode_jpeg": "files",
     "encode_png": "files",
-    "fast_bf16": "hardware",
+    "place": "hardware",
     "find_keypoints": "data",
     "load_config": "config",
     "load_image": "files",

@@ -5,6 +5,9 @@ SETUP ?= 1
 PY ?= .venv/bin/python
 SCRATCH ?= 0
 
+# Without bytecode files every tool would compile torch's Python again: 10 s each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo test check
 ifeq ($(SETUP),1)
 READY = .venv/ready

@@ -21,7 +21,8 @@ from pidm_core.diffusion import Diffusion, sample_images
 from pidm_core.files import TERMINATED
 from pidm_core.hardware import place
 from pidm_core.pipeline import PIDMPipeline
-from pidm_core.train import HybridLoss, State, learning_rate, train
+from pidm_core.state import State, learning_rate
+from pidm_core.train import HybridLoss, train
 
 TINY = ModelConfig(
     size=(32, 16), patch=2, channels=32, channel_mults=(1, 2), blocks_per_level=1,

@@ -47,6 +47,8 @@ class ModelConfig:
     """Downsampling factors of the levels that have a texture diffusion block."""
     dropout: float = 0.1
     """Dropout rate inside the residual blocks."""
+    positions: bool = False
+    """Let texture attention start at the same place of the source (the paper: anywhere)."""
 
     def __post_init__(self) -> None:
         factors = [self.patch * 2**level for level in range(len(self.channel_mults))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,21 +83,26 @@ class NoisePredictor(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.patch = config.patch
+        texture_block = partial(TextureDiffusionBlock, positions=config.positions)
         self.down = nn.ModuleList([Layer(first_conv(3 + POSE_CHANNELS, config))])
         skips = [config.channels]
         for spec in way_down(config):
             block = ResBlock(spec.before, spec.after, config, down=spec.down)
-            self.down.append(Layer(block, spec.after if spec.texture else 0))
+            self.down.append(Layer(block, texture_block(spec.after) if spec.texture else None))
             skips.append(spec.after)
         width = skips[-1]
         self.middle = nn.ModuleList(
-            [Layer(ResBlock(width, width, config), width), Layer(ResBlock(width, width, config))]
+            [
+                Layer(ResBlock(width, width, config), texture_block(width)),
+                Layer(ResBlock(width, width, config)),
+            ]
         )
         self.up = nn.ModuleList()
         for spec in way_up(config):
             block = ResBlock(spec.before + skips.pop(), spec.after, config)
             upsample = ResBlock(spec.after, spec.after, config, up=True) if spec.up else None
-            self.up.append(Layer(block, spec.after if spec.texture else 0, upsample))
+            texture = texture_block(spec.after) if spec.texture else None
+            self.up.append(Layer(block, texture, upsample))
         self.out = nn.Sequential(
             GroupNorm(config.channels),
             nn.SiLU(),
@@ -119,11 +125,14 @@ class Layer(nn.Module):
     """A block, then a texture diffusion block and an upsampling block where there are any."""
 
     def __init__(
-        self, block: nn.Module, texture_channels: int = 0, upsample: nn.Module | None = None
+        self,
+        block: nn.Module,
+        texture: TextureDiffusionBlock | None = None,
+        upsample: ResBlock | None = None,
     ) -> None:
         super().__init__()
         self.block = block
-        self.texture = TextureDiffusionBlock(texture_channels) if texture_channels else None
+        self.texture = texture
         self.upsample = upsample
 
     def forward(self, h: Tensor, emb: Tensor, f: Tensor) -> Tensor:
@@ -136,19 +145,28 @@ class Layer(nn.Module):
 class TextureDiffusionBlock(nn.Module):
     """Eq. 5: F_o = W softmax(Q K^T / sqrt(C)) V + F_h with Q from F_h, K and V from F_s."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, positions: bool) -> None:
         super().__init__()
+        self.positions = positions
         self.norm = GroupNorm(channels)
         self.phi_q = nn.Conv2d(channels, channels, 1)
         self.phi_kv = nn.Conv2d(channels, 2 * channels, 1)  # K and V in one product
         self.W = zeroed(nn.Conv2d(channels, channels, 1))
+        if positions:  # equal maps: a query is nearest to the key of its own place
+            nn.init.orthogonal_(self.phi_q.weight, gain=1.3)
+            with torch.no_grad():
+                self.phi_kv.weight[:channels] = self.phi_q.weight
 
     def forward(self, f_h: Tensor, f_s: Tensor) -> Tensor:
-        q = tokens(self.phi_q(self.norm(f_h)))  # (B, N, C)
+        h = self.norm(f_h)
+        if self.positions:
+            place = position_code(f_h)
+            h, f_s = h + place, f_s + place
+        q = tokens(self.phi_q(h))  # (B, N, C)
         k, v = tokens(self.phi_kv(f_s)).chunk(2, 2)
         o = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
-        h: Tensor = self.W(o.transpose(1, 2).reshape(f_h.shape))
-        return f_h + h
+        y: Tensor = f_h + self.W(o.transpose(1, 2).reshape(f_h.shape))
+        return y
 
 
 def tokens(x: Tensor) -> Tensor:
@@ -246,6 +264,20 @@ def time_embedding(t: Tensor, channels: int) -> Tensor:
     )
     angles = t.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], 1)
+
+
+def position_code(f: Tensor) -> Tensor:
+    """Sinusoids of row and column, (1, C, h, w), for feature maps (B, C, h, w).
+
+    Frequencies of 0 ... 3 waves per height: codes of places a sixth of the height apart differ.
+    """
+    _, channels, height, width = f.shape
+    waves = torch.linspace(0, 6 * math.pi, channels // 4, device=f.device)[:, None, None]
+    grid = torch.arange(max(height, width), device=f.device) / height
+    rows = (waves * grid[:height, None]).expand(-1, -1, width)
+    columns = (waves * grid[None, :width]).expand(-1, height, -1)
+    code = torch.cat([rows.cos(), rows.sin(), columns.cos(), columns.sin()])[None]
+    return code.to(f.dtype)
 
 
 def first_conv(channels: int, config: ModelConfig) -> nn.Conv2d:

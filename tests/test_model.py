@@ -8,7 +8,14 @@ import torch.nn.functional as F
 
 from pidm_core import UserError
 from pidm_core.config import ModelConfig
-from pidm_core.model import PIDM, GroupNorm, time_embedding
+from pidm_core.model import (
+    PIDM,
+    GroupNorm,
+    TextureDiffusionBlock,
+    position_code,
+    time_embedding,
+    tokens,
+)
 
 SMALL = ModelConfig(
     size=(32, 16), channels=32, channel_mults=(1, 2), blocks_per_level=1, texture_factors=(2,)
@@ -104,6 +111,16 @@ def test_after_three_steps_every_parameter_has_a_gradient() -> None:
         adam.step()
     dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
     assert dead == []
+
+
+def test_with_positions_attention_starts_at_the_same_place() -> None:
+    torch.manual_seed(0)
+    block = TextureDiffusionBlock(96, positions=True)
+    f_s = torch.randn(1, 96, 16, 8) * 0.1
+    q = tokens(block.phi_q(position_code(f_s)))
+    k = tokens(block.phi_kv(f_s + position_code(f_s))).chunk(2, 2)[0]
+    weights = (q @ k.transpose(1, 2) / 96**0.5).softmax(2)[0]  # (128, 128)
+    assert (weights.argmax(1) == torch.arange(128)).float().mean() > 0.9
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])

@@ -5,6 +5,7 @@ On several GPUs or machines: accelerate launch tools/train_pidm.py ...
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -40,8 +41,10 @@ def main(argv: list[str] | None = None) -> int:
     from pidm_core.progress import track
     from pidm_core.train import load_pairs, train
 
+    talks = os.environ.get("RANK", "0") == "0"  # of several processes the first
     parameters = sum(p.numel() for p in PIDM(config.model).parameters()) / 1e6
-    print(
+    say = print if talks else (lambda *_, **__: None)
+    say(
         f"PIDM, {parameters:.2f} M parameters, {config.train.steps:,} steps of "
         f"{config.train.batch_size} pairs, on {place(config.train.precision)}, "
         f"{torch.get_num_threads()} threads -> {folder}",
@@ -52,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         return DONE
     steps = train(config, folder)
     last = first = next(steps, None)
-    for step in track(
+    shown = track(
         steps,
         total=config.train.steps,
         label="train",
@@ -60,12 +63,13 @@ def main(argv: list[str] | None = None) -> int:
         each=1,
         done=first.step if first else 0,
         note=lambda p: f"{p.images_per_second:.1f} images/s, loss {p.loss:.4f}",
-    ):
+    )
+    for step in shown if talks else steps:
         last = step
     if last and last.stopping:
-        print(f"stopped and saved at step {last.step}; the same command goes on")
+        say(f"stopped and saved at step {last.step}; the same command goes on")
         return TERMINATED
-    print(f"{folder}: trained. Next: python tools/synthesize.py --run {folder} --ratio 0.4")
+    say(f"{folder}: trained. Next: python tools/synthesize.py --run {folder} --ratio 0.4")
     return DONE
 
 

@@ -27,6 +27,7 @@ from pidm_core.config import (
     PIDMConfig,
     SampleConfig,
     from_dict,
+    load_config,
     to_dict,
 )
 from pidm_core.files import (
@@ -146,6 +147,17 @@ def save_model(
     write_bytes(folder / "model.safetensors", data)
     write_json(folder / "config.json", {"weights_sha256": sha256(data), **sections})
     write_bytes(folder / "README.md", card.encode())
+
+
+def bundle(run: Path, name: str) -> Path:
+    """Put a run's model among the bundled ones: weights in bfloat16, its settings and its log."""
+    config = load_config(PIDMConfig, run / "config.yaml")
+    model, *_ = load_model(run / "model")
+    card = (run / "model" / "README.md").read_text()
+    save_model(ASSETS / name, model.state_dict(), config, card=card, dtype=torch.bfloat16)
+    for file in ("config.yaml", "env.json", "metrics.jsonl"):
+        write_bytes(ASSETS / name / file, (run / file).read_bytes())
+    return ASSETS / name
 
 
 def find_model(name: str | Path) -> Path:

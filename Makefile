@@ -25,10 +25,10 @@ setup: .venv/ready
 
 ifeq ($(SCRATCH),1)
 RUN = runs/toy_scratch
-TRAIN = --train.steps 600 --train.ema-decay 0.99
+TRAIN = --train.steps 600 --train.cosine --train.ema-decay 0.98
 else
 RUN = runs/toy_demo
-TRAIN = --train.init toy_market --train.steps 120 --train.lr 2e-4 --train.ema-decay 0.98
+TRAIN = --train.init toy_market --train.steps 150 --train.lr 3e-4 --train.cosine --train.ema-decay 0.95
 endif
 
 demo: $(READY)

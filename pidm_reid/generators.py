@@ -43,7 +43,7 @@ def pidm(run: str, *, sampling: Sampling, data: Path) -> Generator:
         to_dict(pipe.settings),
         size=pipe.size,
         batch_size=pipe.settings.batch_size,
-        saw=_saw(run, data),
+        saw=saw(run, data),
     )
 
 
@@ -65,16 +65,20 @@ def run_data(run: str) -> tuple[str, str]:
     return config.data, config.keypoints
 
 
-def _saw(run: str, data: Path) -> str:
-    """What the generator was trained on, seen from `data`."""
+def saw(run: str, data: Path) -> str:
+    """What a generator was trained on, seen from `data`, the model that it started from first."""
     if run == BUNDLED:
         return "drawn people"
     if not (Path(run) / "config.yaml").is_file():
         return "unknown"
-    seen = Path(run_data(run)[0])
+    config = load_config(PIDMConfig, Path(run) / "config.yaml")
+    seen = Path(config.data)
     if seen.resolve() == data.resolve():
-        return "all train"
-    return "drawn people" if any(seen.glob("**/toy_market.json")) else "unknown"
+        own = "all train"
+    else:
+        own = "drawn people" if any(seen.glob("**/toy_market.json")) else "unknown"
+    first = saw(config.train.init, data) if config.train.init else own
+    return own if first == own else f"{first} + {own}"
 
 
 def oracle(data: Path) -> Generator:

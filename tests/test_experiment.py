@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from people import TINT
 
-from pidm_core import UserError
+from pidm_core import PIDMConfig, UserError, save_config
+from pidm_core.config import TrainConfig
 from pidm_reid import experiment, folder
 from pidm_reid.config import ReidTable, Stage, StudentConfig
 from pidm_reid.experiment import ROWS, SAME_STEPS, Cell, Row, cells, outlook, run_table
+from pidm_reid.generators import saw
 from pidm_reid.table import write_table
 
 pytestmark = pytest.mark.usefixtures("small_network")
@@ -158,3 +160,18 @@ def test_table_of_the_cells_is_written(finished: ReidTable) -> None:
     assert {line["name"] for line in json.loads((home / "table.json").read_text())} == {
         "Standard", SAME_STEPS, "PIDM"
     }  # fmt: skip
+
+
+def test_generator_saw_names_the_model_that_a_run_started_from(
+    tmp_path: Path, market: Path
+) -> None:
+    for name, data, init in (
+        ("plain", market, ""),
+        ("started", market, "toy_market"),
+        ("elsewhere", tmp_path, ""),
+    ):
+        config = PIDMConfig(data=str(data), train=TrainConfig(init=init))
+        save_config(config, tmp_path / name / "config.yaml")
+    found = [saw(str(tmp_path / n), market) for n in ("plain", "started", "elsewhere", "nowhere")]
+    assert found == ["all train", "drawn people + all train", "unknown", "unknown"]
+    assert saw("toy_market", market) == "drawn people"

@@ -162,6 +162,7 @@ def test_broken_image_in_a_table_is_listed_and_the_code_says_so(
     cell = experiment.Cell("Standard", 1.0, 0)
     monkeypatch.setattr(experiment, "run_table", lambda _: iter([(cell, done, True)]))
     monkeypatch.setattr(table, "write_table", lambda _: [])
+    monkeypatch.setattr(experiment, "draw_sheet", lambda _: None)
     assert call("reproduce_table", "reid", "--data", market) == SKIPPED
     assert f"left out: {victim}: bad" in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from pidm_core.files import UserError, read_json
+from pidm_core.files import read_json
 from pidm_core.hardware import to_uint8
 from pidm_core.pipeline import PIDMPipeline
 from pidm_core.pose import pose_map
@@ -115,25 +115,42 @@ def probe_generator(
 
     data: a ToyMarket with development people, drawn if it is not there; cache: folder of the
     judging networks; sampling: lists of guidance, steps, w_p, w_s (probe.settings). The last row
-    of the renderers is ToyMarket's own drawing. Raises UserError for a model of another size.
+    of the renderers is ToyMarket's own drawing.
     """
     pipe = PIDMPipeline.from_pretrained(run)
     chosen = settings(pipe.settings, **sampling)
     root = draw_people(Path(data))
     probe = make_probe(root, count=pairs, cache=Path(cache), seed=seed)
     size = probe.crowd.images.shape[1:3]
-    if pipe.size != size:
-        raise UserError(f"{run}: draws {pipe.size}, but the pictures of {root} are {size}")
     log.info(
         "%d images, %d network evaluations",
         len(probe.pairs) * (len(chosen) + 1),
         len(probe.pairs) * (sum(s.evaluations for s in chosen) + chosen[0].evaluations),
     )
     ours = [
-        Renderer(str(setting), pipe.with_settings(**asdict(setting)).render, setting.evaluations)
+        Renderer(
+            str(setting),
+            at_size(pipe.with_settings(**asdict(setting)), size),
+            setting.evaluations,
+        )
         for setting in chosen
     ]
     return measure(probe, [*ours, Renderer(ORACLE, oracle_render(root))], seed=seed)
+
+
+def at_size(pipe: PIDMPipeline, size: tuple[int, int]) -> Render:
+    """A pipeline's renderer for pictures of another size than its own (bicubic both ways)."""
+
+    def resized(images: np.ndarray, to: tuple[int, int]) -> np.ndarray:
+        small = [Image.fromarray(i).resize(to[::-1], Image.Resampling.BICUBIC) for i in images]
+        return np.stack([np.asarray(image) for image in small])
+
+    def render(sources: np.ndarray, keypoints: np.ndarray, seeds: list[int]) -> np.ndarray:
+        ratio = np.array(pipe.size[::-1]) / size[::-1]
+        joints = ((keypoints + 0.5) * ratio - 0.5).astype(np.float32)
+        return resized(pipe.render(resized(sources, pipe.size), joints, seeds), size)
+
+    return pipe.render if pipe.size == size else render
 
 
 def draw_people(out: Path) -> Path:

@@ -1,12 +1,12 @@
 # make setup   the environment in .venv          make test    all tests
 # make demo    the whole way on drawn people     make check   style, types
-# make bundled trains the bundled model again (an hour or two on two cores)
+# make bundled trains the bundled model again (docs/results.md says how the present one was made)
 # SCRATCH=1 demo: PIDM from nothing.  PY=python3 SETUP=0: an interpreter as it is.
 SETUP ?= 1
 PY ?= .venv/bin/python
 SCRATCH ?= 0
 
-# Without bytecode files every tool would compile torch's Python again: 10 s each time.
+# Without bytecode files every tool would compile torch's Python again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test check bundled

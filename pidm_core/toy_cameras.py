@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from pidm_core.toy_people import stream
 from pidm_core.toy_render import HEIGHT, WIDTH, Light, View
 
-BACKGROUNDS = 5  # per camera
+BACKGROUNDS = 20  # per camera
 _TALL, _LONG = 192, 384  # pixels of a background, from which boxes are cut
 RGB = tuple[int, int, int]
 
@@ -54,28 +54,28 @@ class Camera:
 
 CAMERAS = {
     1: Camera((2.2, 3.4), (6, 11), (15, 195), (-0.6, -0.7, -0.5),
-              (0.48, 0.57), (0.5, 0.55), (1.03, 1.0, 0.96), 1.0, 1.02,
-              0, 1.01, (0.84, 0.97), 1.4, (80, 95), 1.0, 0.1,
+              (0.32, 0.4), (0.64, 0.69), (1.015, 1.0, 0.98), 1.0, 1.01,
+              0, 1.0, (0.84, 0.97), 1.4, (80, 95), 0.8, 0.06,
               (128, 124, 118), ((150, 132, 110), (96, 104, 92)), "shop"),
     2: Camera((3.2, 5.0), (7, 12), (95, 265, 285), (0.8, -0.5, -0.2),
-              (0.43, 0.52), (0.48, 0.52), (0.96, 0.99, 1.04), 1.04, 0.98,
-              4, 0.93, (0.75, 0.88), 2.7, (55, 80), 1.2, 0.13,
+              (0.28, 0.35), (0.63, 0.68), (0.98, 1.0, 1.02), 1.02, 0.99,
+              2, 0.97, (0.75, 0.88), 2.4, (60, 85), 1.0, 0.06,
               (104, 110, 112), ((126, 134, 142), (88, 96, 110)), "road"),
     3: Camera((1.5, 2.3), (5, 9), (150, 330), (0.1, -0.9, 0.5),
-              (0.45, 0.54), (0.51, 0.58), (0.99, 1.02, 0.98), 0.96, 0.99,
-              2, 0.97, (0.81, 0.95), 1.8, (70, 90), 0.9, 0.08,
+              (0.28, 0.35), (0.66, 0.72), (0.995, 1.01, 0.99), 0.98, 1.0,
+              1, 0.99, (0.81, 0.95), 1.8, (70, 90), 0.8, 0.05,
               (110, 132, 80), ((70, 100, 54), (140, 160, 180)), "grass"),
     4: Camera((2.6, 4.2), (6, 12), (45, 225, 250), (-0.9, -0.3, 0.1),
-              (0.5, 0.6), (0.48, 0.53), (1.04, 1.01, 0.94), 1.03, 1.03,
-              0, 1.03, (0.77, 0.93), 1.8, (65, 85), 1.1, 0.11,
+              (0.32, 0.4), (0.63, 0.68), (1.02, 1.0, 0.97), 1.01, 1.01,
+              0, 1.01, (0.77, 0.93), 1.8, (65, 88), 0.9, 0.05,
               (150, 138, 122), ((128, 88, 72), (104, 82, 76)), "brick"),
     5: Camera((3.0, 4.6), (5, 8), (0, 180, 170), (0.3, -0.9, -0.6),
-              (0.4, 0.47), (0.51, 0.57), (0.98, 1.0, 1.01), 0.99, 0.96,
-              6, 0.9, (0.72, 0.86), 3.1, (50, 75), 1.3, 0.14,
+              (0.24, 0.31), (0.67, 0.72), (0.99, 1.0, 1.0), 1.0, 0.98,
+              3, 0.96, (0.74, 0.86), 2.6, (58, 80), 1.0, 0.06,
               (160, 162, 166), ((190, 192, 196), (120, 124, 134)), "hall"),
     6: Camera((1.7, 2.8), (7, 14), (115, 240, 300, 60), (-0.3, -0.6, 0.8),
-              (0.47, 0.59), (0.48, 0.53), (1.01, 0.98, 1.02), 1.01, 1.01,
-              1, 0.99, (0.7, 0.84), 2.2, (60, 85), 1.2, 0.13,
+              (0.3, 0.38), (0.63, 0.68), (1.0, 0.99, 1.01), 1.0, 1.0,
+              1, 1.0, (0.72, 0.86), 2.2, (60, 85), 0.9, 0.06,
               (92, 88, 92), ((104, 92, 100), (70, 76, 96)), "plaza"),
 }  # fmt: skip
 
@@ -86,7 +86,6 @@ class Passage:
 
     direction: float
     """Body turn in degrees."""
-    background: int
     exposure: float
     tint: tuple[float, float, float]
     sun: float
@@ -97,11 +96,10 @@ class Passage:
 
 def passage_of(camera: Camera, rng: np.random.Generator) -> Passage:
     """A random passage of a person before `camera`."""
-    tint = np.clip(rng.normal(1.0, 0.014, 3), 0.95, 1.05)
+    tint = np.clip(rng.normal(1.0, 0.01, 3), 0.95, 1.05)
     return Passage(
-        direction=float(rng.choice(camera.directions) + rng.normal(0, 12)),
-        background=int(rng.integers(BACKGROUNDS)),
-        exposure=float(np.clip(rng.normal(1.0, 0.055), 0.85, 1.15)),
+        direction=float(rng.choice(camera.directions) + rng.normal(0, 15)),
+        exposure=float(np.clip(rng.normal(1.0, 0.03), 0.9, 1.1)),
         tint=(float(tint[0]), float(tint[1]), float(tint[2])),
         sun=float(rng.uniform(*camera.sun)),
         sky=float(rng.uniform(*camera.sky)),
@@ -117,10 +115,10 @@ def light_of(camera: Camera, passage: Passage) -> Light:
 
 def view_of(camera: Camera, passage: Passage, rng: np.random.Generator, bad_box: bool) -> View:
     """A random view within a passage; `bad_box` cuts the person as a poor detector does."""
-    degrees = passage.direction if rng.random() < 0.85 else rng.choice(camera.directions)
+    degrees = passage.direction if rng.random() < 0.9 else rng.choice(camera.directions)
     shift, fill = (
-        camera.jitter * rng.normal(0, (0.055, 0.028)),
-        rng.normal(0.90, 0.05 * camera.jitter),
+        camera.jitter * rng.normal(0, (0.04, 0.022)),
+        rng.normal(0.90, 0.04 * camera.jitter),
     )
     if bad_box:
         fill *= rng.uniform(1.2, 2.2)
@@ -148,12 +146,12 @@ def _vary(rng: np.random.Generator, colour: RGB, by: int) -> RGB:
 def background(number: int, variant: int) -> Image.Image:
     """A wide picture without people, from which the background of a box is cut."""
     camera, rng = CAMERAS[number], stream("world", "background", number, variant)
-    wall = _vary(rng, camera.walls[int(rng.integers(len(camera.walls)))], 16)
+    wall = _vary(rng, camera.walls[int(rng.integers(len(camera.walls)))], 44)
     horizon = int(rng.integers(50, 110))
     image = Image.new("RGB", (_LONG, _TALL), wall)
     draw = ImageDraw.Draw(image)
     _scenery(draw, rng, camera.scenery, wall, horizon)
-    ground = _vary(rng, camera.ground, 18)
+    ground = _vary(rng, camera.ground, 44)
     draw.rectangle((0, horizon, _LONG, _TALL), ground)
     _paving(draw, rng, camera.scenery, ground, horizon)
     for _ in range(int(rng.integers(3, 8))):  # things that stand about
@@ -220,9 +218,9 @@ def _grain(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def cut_background(number: int, variant: int, rng: np.random.Generator) -> np.ndarray:
-    """A random box of a background, float32 (H, W, 3) in 0-255."""
-    wide = background(number, variant)
+def cut_background(number: int, rng: np.random.Generator) -> np.ndarray:
+    """A random box of one of a camera's backgrounds, float32 (H, W, 3) in 0-255."""
+    wide = background(number, int(rng.integers(BACKGROUNDS)))
     tall = float(rng.uniform(110, _TALL))
     left, top = rng.uniform(0, _LONG - tall / 2), rng.uniform(0, _TALL - tall)
     box = (float(left), float(top), float(left + tall / 2), float(top + tall))
@@ -285,7 +283,7 @@ def respond(
     grey = pixels[:, :, :1] * 0.3 + pixels[:, :, 1:2] * 0.59 + pixels[:, :, 2:] * 0.11
     pixels = grey + np.float32(camera.saturation) * (pixels - grey)
     levels = np.clip(pixels, 0, 255).astype(np.uint8)
-    exposure = passage.exposure * float(np.clip(rng.normal(1, 0.05), 0.85, 1.15))
+    exposure = passage.exposure * float(np.clip(rng.normal(1, 0.03), 0.9, 1.1))
     ramp = np.arange(256) / 255.0
     channels = []
     for i, (gain, tint) in enumerate(zip(camera.gains, passage.tint, strict=True)):

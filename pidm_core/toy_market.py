@@ -43,13 +43,13 @@ from pidm_core.toy_scenes import (
     plan,
 )
 
-VERSION = 1
+VERSION = 2
 Preset = Literal["tiny", "demo", "full"]
 TrainPeople = Literal["train", "pretrain"]
 TestPeople = Literal["test", "development"]
 PRESETS = {
     "tiny": Counts(8, 64, 6, 18, 36, 4, 6),
-    "demo": Counts(100, 1300, 50, 175, 620, 90, 90),
+    "demo": Counts(110, 1450, 50, 175, 620, 90, 90),
     "full": Counts(751, 12_936, 750, 3_368, 13_115, 3_819, 2_798),  # Market-1501's own
 }
 _CHUNK = 128  # pictures between two entries in the ledger

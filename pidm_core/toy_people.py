@@ -14,23 +14,24 @@ PLAIN, STRIPES, BARS, CHECKS, DOTS, PATCHES = range(6)  # patterns of cloth
 
 # Share of people who wear it: (weight, hue, saturation, value); hue in [0, 1).
 _CLOTH = (
-    (16, 0.0, 0.0, 0.10), (8, 0.0, 0.0, 0.38), (7, 0.0, 0.0, 0.62), (15, 0.0, 0.0, 0.92),
-    (8, 0.64, 0.65, 0.28), (7, 0.60, 0.70, 0.60), (5, 0.57, 0.40, 0.85), (7, 0.99, 0.80, 0.72),
-    (3, 0.98, 0.75, 0.38), (5, 0.94, 0.45, 0.90), (4, 0.14, 0.75, 0.92), (5, 0.36, 0.60, 0.48),
-    (3, 0.23, 0.50, 0.42), (3, 0.77, 0.50, 0.55), (5, 0.10, 0.35, 0.72), (3, 0.07, 0.60, 0.40),
-    (3, 0.06, 0.80, 0.90), (3, 0.48, 0.55, 0.70),
+    (6, 0.0, 0.0, 0.10), (4, 0.0, 0.0, 0.38), (4, 0.0, 0.0, 0.62), (6, 0.0, 0.0, 0.92),
+    (4, 0.64, 0.65, 0.28), (5, 0.60, 0.70, 0.60), (5, 0.57, 0.40, 0.85), (6, 0.99, 0.80, 0.72),
+    (4, 0.98, 0.75, 0.38), (5, 0.94, 0.45, 0.90), (5, 0.14, 0.75, 0.92), (5, 0.36, 0.60, 0.48),
+    (4, 0.23, 0.50, 0.42), (5, 0.77, 0.50, 0.55), (4, 0.10, 0.35, 0.72), (4, 0.07, 0.60, 0.40),
+    (5, 0.06, 0.80, 0.90), (5, 0.48, 0.55, 0.70),
 )  # fmt: skip
 _TROUSERS = (
-    (22, 0.0, 0.0, 0.12), (24, 0.61, 0.50, 0.34), (14, 0.60, 0.38, 0.58), (8, 0.0, 0.0, 0.42),
-    (8, 0.10, 0.38, 0.68), (6, 0.0, 0.0, 0.88), (5, 0.23, 0.40, 0.38), (4, 0.07, 0.55, 0.36),
-    (4, 0.98, 0.65, 0.45), (3, 0.58, 0.40, 0.82), (2, 0.94, 0.40, 0.80),
+    (9, 0.0, 0.0, 0.12), (9, 0.61, 0.50, 0.34), (8, 0.60, 0.38, 0.58), (7, 0.0, 0.0, 0.42),
+    (8, 0.10, 0.38, 0.68), (8, 0.0, 0.0, 0.88), (7, 0.23, 0.40, 0.38), (7, 0.07, 0.55, 0.36),
+    (7, 0.98, 0.65, 0.45), (7, 0.58, 0.40, 0.82), (6, 0.94, 0.40, 0.80),
+    (6, 0.13, 0.65, 0.80), (6, 0.36, 0.50, 0.50),
 )  # fmt: skip
 _HAIR = (
-    (50, 0.08, 0.30, 0.11), (20, 0.06, 0.55, 0.25), (12, 0.09, 0.55, 0.45), (8, 0.12, 0.50, 0.78),
-    (3, 0.04, 0.75, 0.50), (7, 0.0, 0.0, 0.66),
+    (32, 0.08, 0.30, 0.11), (20, 0.06, 0.55, 0.25), (15, 0.09, 0.55, 0.45), (13, 0.12, 0.50, 0.78),
+    (8, 0.04, 0.75, 0.50), (12, 0.0, 0.0, 0.66),
 )  # fmt: skip
 _SKIN = (
-    (40, 0.07, 0.36, 0.88), (25, 0.07, 0.45, 0.76), (18, 0.07, 0.50, 0.58), (17, 0.06, 0.52, 0.36),
+    (30, 0.07, 0.36, 0.88), (25, 0.07, 0.45, 0.76), (22, 0.07, 0.50, 0.58), (23, 0.06, 0.52, 0.36),
 )  # fmt: skip
 
 
@@ -96,7 +97,7 @@ class Look:
 def _colour(rng: np.random.Generator, table: tuple[tuple[float, ...], ...]) -> Colour:
     weights = np.array([row[0] for row in table])
     _, hue, saturation, value = table[rng.choice(len(table), p=weights / weights.sum())]
-    hue = (hue + rng.uniform(-0.02, 0.02)) % 1.0
+    hue = (hue + rng.uniform(-0.03, 0.03)) % 1.0
     saturation = min(1.0, max(0.0, saturation + rng.uniform(-0.08, 0.08)))
     value = min(1.0, max(0.04, value + rng.uniform(-0.07, 0.07)))
     phase = [(hue + shift) % 1.0 for shift in (0.0, 2 / 3, 1 / 3)]
@@ -127,8 +128,8 @@ def _cloth(rng: np.random.Generator, base: Colour, plain: float) -> Cloth:
 
 
 def _dress(rng: np.random.Generator) -> Look:
-    upper = _cloth(rng, _colour(rng, _CLOTH), 0.62)
-    lower = _cloth(rng, _colour(rng, _TROUSERS), 0.92)
+    upper = _cloth(rng, _colour(rng, _CLOTH), 0.5)
+    lower = _cloth(rng, _colour(rng, _TROUSERS), 0.8)
     kind = pick(rng, trousers=0.62, shorts=0.22, skirt=0.16)
     coat = float(rng.uniform(0.18, 0.45)) if kind == "trousers" and rng.random() < 0.14 else 0.0
     jacket = coat > 0.0 or rng.random() < 0.2
@@ -140,30 +141,30 @@ def _dress(rng: np.random.Generator) -> Look:
         leg={"trousers": 1.92, "shorts": float(rng.uniform(0.5, 1.1)), "skirt": 0.3}[kind],
         skirt=float(rng.uniform(0.36, 0.62)) if kind == "skirt" else 0.0,
         coat=coat,
-        panel=pick(rng, none=0.62, sleeves=0.13, chest=0.11, sides=0.07, band=0.07),
-        front=pick(rng, none=0.6, logo=0.2, print=0.2) if plain else "none",
-        back=pick(rng, none=0.7, print=0.2, stripe=0.1) if plain else "none",
+        panel=pick(rng, none=0.45, sleeves=0.2, chest=0.15, sides=0.08, band=0.12),
+        front=pick(rng, none=0.66, logo=0.17, print=0.17) if plain else "none",
+        back=pick(rng, none=0.76, print=0.14, stripe=0.1) if plain else "none",
         inner=_apart(rng, upper.colour),
-        opened=float(rng.uniform(0.25, 0.5)) if jacket and rng.random() < 0.6 else 0.0,
+        opened=float(rng.uniform(0.25, 0.5)) if jacket and rng.random() < 0.5 else 0.0,
         skin=_colour(rng, _SKIN),
         hair=_colour(rng, _HAIR),
         cut=pick(rng, short=0.5, long=0.22, tail=0.15, bun=0.06, bald=0.07),
         shoes=_colour(rng, _CLOTH),
         socks=_colour(rng, _CLOTH),
-        hat=pick(rng, none=0.84, cap=0.1, woolly=0.06),
+        hat=pick(rng, none=0.7, cap=0.18, woolly=0.12),
         hat_colour=_colour(rng, _CLOTH),
-        bag=pick(rng, none=0.5, backpack=0.24, shoulder=0.16, hand=0.1),
+        bag=pick(rng, none=0.45, backpack=0.25, shoulder=0.18, hand=0.12),
         bag_colour=_colour(rng, _CLOTH),
         build=float(np.clip(rng.normal(1.0, 0.11), 0.8, 1.35)),
     )
 
 
-TWIN_EVERY = 4  # person 3, 7, 11 ... of a range is a near twin of the one before
+TWIN_EVERY = 8  # person 7, 15, 23 ... of a range is a near twin of the one before
 
 
 @functools.lru_cache(maxsize=8192)
 def look_of(seed: int, number: int) -> Look:
-    """The clothes of person `number`; every fourth copies the one before but for 1-2 things."""
+    """The clothes of person `number`; every eighth copies the one before but for 1-2 things."""
     if number % TWIN_EVERY != TWIN_EVERY - 1:
         return _dress(stream(seed, "look", number))
     look, other = look_of(seed, number - 1), _dress(stream(seed, "look", number))

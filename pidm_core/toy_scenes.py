@@ -56,13 +56,6 @@ class Counts:
     distractors: int
 
 
-PRESETS = {
-    "tiny": Counts(8, 64, 6, 18, 36, 4, 6),
-    "demo": Counts(100, 1300, 50, 175, 620, 90, 90),
-    "full": Counts(751, 12_936, 750, 3_368, 13_115, 3_819, 2_798),  # Market-1501's own
-}
-
-
 @dataclass(frozen=True)
 class Scene:
     """One picture: with the seed of the set, everything needed to draw it again."""
@@ -190,7 +183,7 @@ def draw(
     camera, passage = _passage(seed, scene)
     bones, shot = _stand(seed, pose or scene)
     rng = stream(seed, "nuisance", scene.key, *([] if nuisance is None else [nuisance]))
-    canvas = cut_background(scene.camera, passage.background, rng)
+    canvas = cut_background(scene.camera, rng)
     joints = shot.pixels(bones.joints)
     hidden = np.zeros(18, dtype=bool)
     if scene.kind != "distractor" or rng.random() < 0.5:

@@ -116,8 +116,10 @@ class Scores:
 
     ssim: np.ndarray  # window of 51 px
     ssim_256: np.ndarray  # Gaussian window, sigma 1.2 px
-    upper: np.ndarray  # CIELAB distance of the upper garment's mean colour
+    upper: np.ndarray  # CIELAB distance of the upper garment's mean colour, wherever it is worn
     lower: np.ndarray
+    upper_place: np.ndarray  # the same at the place of the target's upper garment
+    lower_place: np.ndarray
     joints: np.ndarray  # px, mean distance of the 18 joints
     identity: np.ndarray  # mean cosine to the person's pictures by third cameras
     top_1: np.ndarray  # 1.0 where the most similar picture shows the person
@@ -155,12 +157,15 @@ class Probe:
         """Score N pictures; `joints` (N, 18, 2) are where theirs are (default: the target's)."""
         true, exact = self.crowd.images[self.targets], self.crowd.exact[self.targets]
         colour = colour_error(images, exact if joints is None else joints, true, exact)
+        in_place = colour_error(images, exact, true, exact)
         features = self.judges.features(images)
         return Scores(
             ssim=ssim(images, true),
             ssim_256=ssim(images, true, sigma=SSIM_256_SIGMA),
             upper=colour[:, 0],
             lower=colour[:, 1],
+            upper_place=in_place[:, 0],
+            lower_place=in_place[:, 1],
             joints=self.joint_error(images, self.targets),
             identity=self.identity(features, np.arange(len(self.pairs))),
             top_1=self._top_1(features),

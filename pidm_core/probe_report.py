@@ -29,6 +29,8 @@ _COLUMNS = {
     "ssim_256": ("SSIM256", ".3f"),
     "upper": ("upper", ".1f"),
     "lower": ("lower", ".1f"),
+    "upper_place": ("up.place", ".1f"),
+    "lower_place": ("lo.place", ".1f"),
     "joints": ("joints", ".2f"),
     "identity": ("identity", ".3f"),
     "top_1": ("top-1", ".1%"),
@@ -37,7 +39,8 @@ _COLUMNS = {
 }
 _LEGEND = """\
 SSIM: 51 px window; SSIM256: Gaussian, sigma 1.2. upper, lower: CIELAB distance of the garment's
-mean colour. joints: px from the true target's joints, as a small network sees them (true target =
+mean colour, wherever the picture shows it; up.place, lo.place: the same at the pixels where the true
+target shows it. joints: px from the true target's joints, as a small network sees them (true target =
 its own error). identity: mean cosine to the person's pictures by cameras that took neither source
 nor target; top-1: the most similar one of all pictures shows the person. evals: network
 evaluations for an image."""
@@ -95,7 +98,7 @@ class Report:
 
 
 def _gain(scores: dict[str, dict[str, float]]) -> str:
-    shown = ("ssim", "upper", "lower", "joints", "identity")
+    shown = ("ssim", "upper", "lower", "upper_place", "lower_place", "joints", "identity")
     return ", ".join(f"{k} {scores[k]['mean']:+.3g} ± {scores[k]['half']:.2g}" for k in shown)
 
 

@@ -196,8 +196,10 @@ def test_the_truth_scores_like_the_truth_and_the_source_like_the_source(drawn: P
     assert target["ssim"] == 1
     assert target["upper"] == target["lower"] == 0
     assert {key: report.rows["truth"][key] for key in target} == target
-    same = ("ssim", "ssim_256", "joints", "identity", "top_1")  # colours: by the target's joints
+    same = ("ssim", "ssim_256", "upper_place", "lower_place", "joints", "identity", "top_1")
     assert [report.rows["lazy"][key] for key in same] == [source[key] for key in same]
+    # Who is asked for a pose has his clothes looked for there; a rival's are where he wears them.
+    assert report.rows["lazy"]["upper"] == source["upper_place"] != source["upper"]
     assert report.sheet.shape == (12 + 6 * 128, 2 * (5 * 64 + 8), 3)
     json.dumps(report.to_json(), allow_nan=False)
 

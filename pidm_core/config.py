@@ -24,7 +24,8 @@ from pidm_core.files import BAD_DATA, USAGE, UserError, _read_text
 T = TypeVar("T")
 Precision = Literal["auto", "fp32", "bf16"]
 Guidance = Literal["dcf", "chain", "cf", "style", "none"]
-Sampler = Literal["ddim", "ddpm"]
+Sampler = Literal["ddim", "ddpm", "dpm++"]
+Texture = Literal["attention", "concat", "input"]
 Spacing = Literal["leading", "trailing"]
 Prediction = Literal["eps", "y_0"]
 
@@ -43,6 +44,9 @@ class ModelConfig:
     """Channels of each level, as multiples of the first."""
     blocks_per_level: int = 2
     """Residual blocks in each level on the way down (one more on the way up)."""
+    texture: Texture = "attention"
+    """How the source gets in: texture diffusion blocks; its features concatenated at the same
+    places (the paper's Baseline); or the image beside the input, without H_E (Baseline-dagger)."""
     texture_factors: tuple[int, ...] = (8, 16, 32)
     """Downsampling factors of the levels that have a texture diffusion block."""
     dropout: float = 0.1
@@ -128,7 +132,7 @@ class SampleConfig:
     steps: int = 20
     """Denoising steps."""
     sampler: Sampler = "ddim"
-    """Deterministic DDIM or ancestral DDPM."""
+    """Deterministic DDIM, ancestral DDPM, or DPM-Solver++(2M)."""
     spacing: Spacing = "trailing"
     """Placement of the steps: 'leading' (the authors') or 'trailing' (better when few)."""
     clip: bool = True

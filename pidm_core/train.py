@@ -142,6 +142,7 @@ class HybridLoss(nn.Module):
         return losses.mse.mean(), losses.vlb.mean()
 
 
+@torch.inference_mode()
 def sample_grid(state: State, pairs: Pairs) -> np.ndarray:
     """A picture, one row a pair: source, pose, generated, true image."""
     config, placement = state.config, state.placement
@@ -149,10 +150,11 @@ def sample_grid(state: State, pairs: Pairs) -> np.ndarray:
     batch = pairs.batch(places, np.random.default_rng(0), max_scale=0.0)
     x_s, x_p, _ = _tensors(batch, placement)
     y_T = torch.randn(x_s.shape, generator=torch.Generator().manual_seed(0))
+    model = state.averaged()
     y = sample_images(
-        state.averaged(),
+        model,
         Diffusion(config.diffusion),
-        x_s=x_s,
+        texture=model.encode(x_s),
         x_p=x_p,
         y_T=y_T.to(placement.device),
         settings=config.sample,

@@ -156,9 +156,11 @@ class PIDMConfig:
     """One training run of PIDM."""
 
     data: str = "data/market1501"
-    """Folder of people: Market-1501 layout."""
+    """Folder of people: Market-1501 or DeepFashion layout, or any with keypoints and pairs."""
     keypoints: str = ""
     """Keypoint file of the training images (default: the one beside them)."""
+    pairs: str = ""
+    """Pair list of the training images (default: DeepFashion's own, else PATN's rule)."""
     model: ModelConfig = field(default_factory=ModelConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -28,6 +28,8 @@ Sampler = Literal["ddim", "ddpm", "dpm++"]
 Texture = Literal["attention", "concat", "input"]
 Spacing = Literal["leading", "trailing"]
 Prediction = Literal["eps", "y_0"]
+PresetName = Literal["pidm", "gfla"]
+Published = Literal["", "deepfashion", "deepfashion512", "market1501"]
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,61 @@ class PIDMConfig:
     sample: SampleConfig = field(default_factory=SampleConfig)
 
 
+@dataclass(frozen=True)
+class ImageSettings:
+    """What generated images are compared with, and by which protocol."""
+
+    real: str = ""
+    """Folder of real images for FID and KID (the papers': the whole training set)."""
+    targets: str = ""
+    """Folder of the true images, or a CSV `generated,target` (default: the folder of real ones)."""
+    preset: PresetName = "pidm"
+    """Protocol: pidm (256x176 before LPIPS and FID) or gfla (sizes as they are; DPTN, CFLD)."""
+    features: Literal["inception", "reid"] = "inception"
+    """inception for FID and KID; reid for the same distances in a re-ID network."""
+    weights: str = ""
+    """Folder of Inception's and AlexNet's weights beside torch's cache; for reid its file."""
+    reid_size: tuple[int, int] = (256, 128)
+    """Height and width of the re-ID network's input in pixels."""
+    cache: str = "results/features"
+    """Folder where the features of the real images are kept."""
+
+    def __post_init__(self) -> None:
+        if not self.real:
+            raise UserError("real: a folder of real images is needed (--real DIR)")
+        if self.features == "reid" and not self.weights:
+            raise UserError("weights: features=reid needs the network's file (--weights FILE)")
+
+
+@dataclass(frozen=True)
+class ImageTable(ImageSettings):
+    """A table of methods, each a folder of generated images."""
+
+    name: str = "images"
+    """Name of the table; its results lie in results/NAME."""
+    methods: dict[str, str] = field(default_factory=dict)
+    """Folders by method, such as PIDM=results/pidm,NTED=results/nted."""
+    published: Published = ""
+    """Part of the paper's Table 1 shown beside: deepfashion, deepfashion512 or market1501."""
+    grid: bool = False
+    """Draw grid.png: source, pose, truth and the image of each method."""
+    grid_rows: int = 8
+    """Rows of the grid."""
+    sources: str = ""
+    """Folder of the source images of the grid (default: that of the targets)."""
+    keypoints: str = ""
+    """Keypoint file of the targets, for the grid's poses."""
+    results: str = "results"
+    """Folder of the results of all tables."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.methods:
+            raise UserError("methods: at least one is needed (methods: {PIDM: FOLDER})")
+        if bad := [name for name in self.methods if name in (".", "..") or "/" in name or not name]:
+            raise UserError(f"methods: '{bad[0]}' does not serve as the name of a folder")
+
+
 # ---------------------------------------------------------------- values to dataclasses
 
 
@@ -215,6 +272,15 @@ def _coerce(value: Any, kind: Any, where: str) -> Any:
         ):
             raise UserError(f"{where}: expected a list such as 1,2, got {value!r}")
         return tuple(_coerce(item, args[0], where) for item in items)
+    if origin is dict:
+        if isinstance(value, str):
+            pairs = [item.partition("=") for item in value.split(",")]
+            value = {name: item for name, sign, item in pairs if sign}
+            if len(value) != len(pairs):
+                raise UserError(f"{where}: expected a list such as name=value,name=value")
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: expected names with values, got {value!r}")
+        return {name: _coerce(item, args[1], f"{where}.{name}") for name, item in value.items()}
     return _scalar(value, kind, where)
 
 
@@ -355,19 +421,21 @@ def _flags(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, tuple[str, A
             yield from _flags(typing.cast(type[Any], kind), f"{path}.")
             continue
         flag = "--" + path.replace("_", "-")
-        yield flag, (path, kind, item.default, texts.get(item.name, "").replace("%", "%%"))
+        default = None if item.default is dataclasses.MISSING else item.default
+        yield flag, (path, kind, default, texts.get(item.name, "").replace("%", "%%"))
 
 
 def _field_docs(cls: type[Any]) -> dict[str, str]:
-    """The string under each field of a dataclass, which Python itself throws away."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    assert isinstance(body, ast.ClassDef)
+    """The string under each field, inherited or own, which Python itself throws away."""
     docs = {}
-    for item, text in zip(body.body, body.body[1:], strict=False):
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-            match text:
-                case ast.Expr(value=ast.Constant(value=str(words))):
-                    docs[item.target.id] = " ".join(words.split())
+    for base in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for item, text in zip(body.body, body.body[1:], strict=False):
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                match text:
+                    case ast.Expr(value=ast.Constant(value=str(words))):
+                        docs[item.target.id] = " ".join(words.split())
     return docs
 
 

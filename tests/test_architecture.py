@@ -18,7 +18,10 @@ ANY = {"files", "config"}
 ARROWS = {
     "pidm_core": {
         "files": "", "config": "", "keypoints": "", "hardware": "", "image_metrics": "",
-        "model": "", "diffusion": "", "progress": "",
+        "model": "", "diffusion": "", "progress": "", "feature_metrics": "",
+        "feature_networks": "checkpoint hardware",
+        "evaluation": "feature_metrics feature_networks image_metrics progress",
+        "image_table": "evaluation keypoints pose",
         "pose": "keypoints",
         "data": "keypoints pose",
         "pair_lists": "data",

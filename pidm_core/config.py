@@ -29,7 +29,7 @@ Texture = Literal["attention", "concat", "input"]
 Spacing = Literal["leading", "trailing"]
 Prediction = Literal["eps", "y_0"]
 PresetName = Literal["pidm", "gfla"]
-Published = Literal["", "deepfashion", "deepfashion512", "market1501"]
+Published = Literal["", "ablation", "deepfashion", "deepfashion512", "market1501"]
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,20 @@ class PIDMConfig:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+
+
+@dataclass(frozen=True)
+class AblationTable(PIDMConfig):
+    """Table 2: one training for all variants, and the pairs they are compared on."""
+
+    name: str = "ablation"
+    """Name of the table; its results lie in results/NAME."""
+    test_pairs: int = 200
+    """Pairs of the test images that are drawn and scored."""
+    weights: str = ""
+    """Folder of Inception's and AlexNet's weights beside torch's cache."""
+    results: str = "results"
+    """Folder of the results of all tables."""
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,13 @@ from pidm_core.files import (
 from pidm_core.keypoints import read_keypoints
 from pidm_core.pose import pose_map
 
-# Table 1: SSIM, LPIPS, FID; the last two rows of Market-1501 as those papers give them
-PUBLISHED: dict[Published, dict[str, tuple[float, float, float]]] = {
+# SSIM, LPIPS, FID of Tables 1 and 2; the last two rows of Market-1501 as those papers give them
+PUBLISHED: dict[Published, dict[str, tuple[float | None, float | None, float]]] = {
+    "ablation": {  # Table 2, DeepFashion 256x176
+        "Baseline": (None, None, 9.8510),
+        "TDB": (0.7178, 0.1872, 7.5133),
+        "TDB+DCF": (0.7312, 0.1678, 6.3671),
+    },
     "deepfashion": {
         "Def-GAN": (0.6786, 0.2330, 18.457),
         "PATN": (0.671, 0.256, 20.751),

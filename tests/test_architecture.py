@@ -22,6 +22,7 @@ ARROWS = {
         "feature_networks": "checkpoint hardware",
         "evaluation": "feature_metrics feature_networks image_metrics progress",
         "image_table": "evaluation keypoints pose",
+        "ablation": "data datasets pipeline train",
         "pose": "keypoints",
         "data": "keypoints pose",
         "pair_lists": "data",

@@ -22,6 +22,7 @@ ARROWS = {
         "pose": "keypoints",
         "data": "keypoints pose",
         "checkpoint": "model",
+        "official": "model checkpoint",
         "pipeline": "model diffusion pose checkpoint hardware",
         "state": "checkpoint hardware model",
         "train": "data keypoints pose model diffusion hardware state",

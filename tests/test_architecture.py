@@ -29,6 +29,7 @@ ARROWS = {
         "datasets": "data keypoints pair_lists",
         "estimator": "data hardware keypoints pose",
         "checkpoint": "model",
+        "official": "model checkpoint",
         "pipeline": "model diffusion pose checkpoint hardware",
         "state": "checkpoint hardware model",
         "train": "data datasets keypoints pose model diffusion hardware state",

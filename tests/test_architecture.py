@@ -21,7 +21,7 @@ ARROWS = {
         "model": "", "diffusion": "", "progress": "",
         "pose": "keypoints",
         "data": "keypoints pose",
-        "pair_lists": "data",
+        "pair_lists": "data keypoints",
         "datasets": "data keypoints pair_lists",
         "estimator": "data hardware keypoints pose",
         "checkpoint": "model",

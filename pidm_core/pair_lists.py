@@ -13,6 +13,7 @@ import numpy as np
 
 from pidm_core.data import Record, make_pairs
 from pidm_core.files import BAD_DATA, UserError, _read_text, parse_json, write_bytes
+from pidm_core.keypoints import passes_patn
 
 PairName = tuple[str, str, int]  # source, target, line of the file
 _FASHION = re.compile(r"((?:WO)?MEN[A-Za-z]+id\d{10})(\d[a-z]+)$")  # person, view
@@ -111,7 +112,8 @@ def patn_pairs(
     With its market-annotation-test.csv, sample=12000 and seed=0 these are its market-pairs-test.csv
     line by line: numpy's old generator draws as pandas' `sample` does.
     """
-    records = name_records(keypoints)
+    usable = [name for name in keypoints if passes_patn(keypoints[name])]
+    records = name_records(usable)  # persons in the order of their first usable image
     pairs = make_pairs(records, keypoints)
     if sample:
         draw = np.random.RandomState(seed)

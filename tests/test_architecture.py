@@ -25,7 +25,7 @@ ARROWS = {
         "ablation": "data datasets pipeline train",
         "pose": "keypoints",
         "data": "keypoints pose",
-        "pair_lists": "data",
+        "pair_lists": "data keypoints",
         "datasets": "data keypoints pair_lists",
         "estimator": "data hardware keypoints pose",
         "checkpoint": "model",

@@ -402,7 +402,10 @@ def test_pairs_are_patns_in_its_order() -> None:
 
     pandas.DataFrame({"n": range(8)}).sample(n=4, replace=False, random_state=0).n.tolist()
     """
-    keypoints = {**table(FLAT), "0000_a.jpg": joints(0), "0000_b.jpg": joints(1)}
+    unusable = joints(3)
+    unusable[2] = np.nan  # no right shoulder: it does not put its person first
+    keypoints = {f"{FLAT[3][:-6]}2side.jpg": unusable, **table(FLAT)}
+    keypoints |= {"0000_a.jpg": joints(0), "0000_b.jpg": joints(1)}
     names = [f"{name}.jpg" for name in FLAT]
     every = [(names[a], names[b]) for a, b in RULE]
     assert patn_pairs(keypoints) == every

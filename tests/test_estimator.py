@@ -204,11 +204,9 @@ def refusal(path: Path) -> UserError:
 def test_missing_weights_are_one_line_that_says_which_file_to_put_where(tmp_path: Path) -> None:
     folder(tmp_path, 1)
     (tmp_path / "w").mkdir()
-    done = subprocess.run(
-        [sys.executable, str(TOOL), "--data", str(tmp_path / "images")]
-        + ["--weights", str(tmp_path / "w"), "--out", str(tmp_path / "p.csv")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = [sys.executable, str(TOOL), "--data", str(tmp_path / "images")]
+    command += ["--weights", str(tmp_path / "w"), "--out", str(tmp_path / "p.csv")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == ENVIRONMENT
     assert done.stderr.startswith(f"error: {tmp_path / 'w'}: no weights there; put ")
     assert "keypointrcnn_resnet50_fpn_coco-fc266e95.pth" in done.stderr

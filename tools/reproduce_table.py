@@ -79,6 +79,7 @@ def images(argv: list[str]) -> int:
         description=__doc__,
         example=IMAGES_EXAMPLE,
     )
+    options.check()
 
     from pidm_core.image_table import draw_grid, measure, outlook, write_table
 

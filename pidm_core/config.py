@@ -202,7 +202,8 @@ class ImageSettings:
     cache: str = "results/features"
     """Folder where the features of the real images are kept."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise UserError for what lacks: not in the making, since flags may complete a file."""
         if not self.real:
             raise UserError("real: a folder of real images is needed (--real DIR)")
         if self.features == "reid" and not self.weights:
@@ -230,12 +231,15 @@ class ImageTable(ImageSettings):
     results: str = "results"
     """Folder of the results of all tables."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        """The same for a table."""
+        super().check()
         if not self.methods:
             raise UserError("methods: at least one is needed (methods: {PIDM: FOLDER})")
         if bad := [name for name in self.methods if name in (".", "..") or "/" in name or not name]:
             raise UserError(f"methods: '{bad[0]}' does not serve as the name of a folder")
+        if self.grid and not self.keypoints:
+            raise UserError("keypoints: the grid needs the joints of the targets")
 
 
 # ---------------------------------------------------------------- values to dataclasses

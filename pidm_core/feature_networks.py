@@ -59,9 +59,10 @@ def inception(path: Path, size: tuple[int, int] | None) -> Extractor:
     """
     from torchvision.models import inception_v3
 
+    state = read_weights(path)
     network = inception_v3(weights=None, init_weights=False, aux_logits=False, transform_input=True)
     network.fc = nn.Identity()
-    _fit(network, path, unused=("fc.", "AuxLogits."))
+    _fit(network, state, path, unused=("fc.", "AuxLogits."))
 
     def resized(x: Tensor) -> Tensor:
         side = (_INCEPTION_SIDE, _INCEPTION_SIDE)
@@ -78,9 +79,10 @@ def resnet50(path: Path, size: tuple[int, int]) -> Extractor:
     """
     from torchvision.models import resnet50 as build
 
+    state = read_weights(path)
     network = build(weights=None)
     network.fc = nn.Identity()
-    _fit(network, path, unused=("fc.", "classifier."))
+    _fit(network, state, path, unused=("fc.", "classifier."))
 
     def normalised(x: Tensor) -> Tensor:
         mean, sd = (x.new_tensor(v).view(1, 3, 1, 1) for v in (_IMAGENET_MEAN, _IMAGENET_SD))
@@ -100,12 +102,13 @@ def lpips(path: Path) -> Perceptual:
     except ImportError as error:
         raise UserError("the package lpips is missing: pip install lpips", ENVIRONMENT) from error
 
+    state = read_weights(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its call of torchvision is of an older style
         network = package.LPIPS(net="alex", pnet_rand=True, verbose=False)
     layers = {name: m for part in network.net.children() for name, m in part.named_children()}
     alexnet = nn.ModuleDict({"features": nn.ModuleDict(layers)})  # named as in torchvision's file
-    _fit(alexnet, path, unused=("classifier.",))
+    _fit(alexnet, state, path, unused=("classifier.",))
     placement = place("fp32")
     placement.module(network.eval())
 
@@ -151,9 +154,11 @@ def find_weights(names: tuple[str, ...], folder: Path | None) -> Path:
     raise UserError(f"no weights; put torchvision's {names[0]} into {where}", ENVIRONMENT)
 
 
-def _fit(network: nn.Module, path: Path, *, unused: tuple[str, ...]) -> None:
-    """Load a file into a network; tensors whose name begins with `unused` are not needed."""
-    found = {k: v for k, v in read_weights(path).items() if not k.startswith(unused)}
+def _fit(
+    network: nn.Module, state: dict[str, Tensor], path: Path, *, unused: tuple[str, ...]
+) -> None:
+    """Load a file's tensors into a network, without those whose name begins with `unused`."""
+    found = {k: v for k, v in state.items() if not k.startswith(unused)}
     for name in network.state_dict():
         if name.endswith("num_batches_tracked"):  # counts of training, absent from older files
             found.setdefault(name, torch.tensor(0))

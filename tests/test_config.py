@@ -206,6 +206,37 @@ def test_a_wrong_flag_is_a_usage_error_with_a_suggestion(argv: list[str], messag
     assert caught.value.code == USAGE
 
 
+@dataclass(frozen=True)
+class Named(Options):
+    """Options with names."""
+
+    folders: dict[str, str] = field(default_factory=dict)
+    """Folders by name."""
+
+
+def test_names_with_values_come_from_a_flag_or_a_section(tmp_path: Path) -> None:
+    def named(*argv: str) -> Named:
+        return parse(Named, [*argv], prog="tool", description="Do it.", example="tool")
+
+    assert named("--folders", "a=x/y,b=z").folders == {"a": "x/y", "b": "z"}
+    path = yaml(tmp_path, "folders: {a: 010, 2: z}")
+    assert named("--config", str(path)).folders == {"a": "010", "2": "z"}
+    assert named().folders == {}
+    for wrong in ("a", "a=x,b", "a=x,a=y"):
+        with pytest.raises(UserError, match="name=value"):
+            named("--folders", wrong)
+    with pytest.raises(UserError, match="names with values"):
+        named("--config", str(yaml(tmp_path, "folders: [a, b]")))
+
+
+def test_help_has_the_texts_of_inherited_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(Named, ["--help"], prog="tool", description="Do it.", example="tool")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "A word, 100 % free. (default: x)" in shown
+    assert "Folders by name. (default: none)" in shown
+
+
 def test_a_wrong_key_in_the_file_is_reported_with_the_file(tmp_path: Path) -> None:
     path = yaml(tmp_path, "cuont: 5")
     with pytest.raises(UserError, match=r"a\.yaml: unknown key 'cuont'"):

@@ -18,16 +18,18 @@ class Options(ImageSettings):
     json: str = ""
     """File for the figures."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise UserError for what lacks."""
         if not self.generated:
             raise UserError("generated: a folder of images is needed (--generated DIR)")
-        super().__post_init__()
+        super().check()
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print every figure with its protocol, and one line for what could not be measured."""
     example = "python tools/evaluate_images.py --generated results/pidm --real data/train"
     options = parse(Options, argv, prog="evaluate_images", description=__doc__, example=example)
+    options.check()
 
     from pidm_core.evaluation import evaluate, find_judges, read_pictures
 

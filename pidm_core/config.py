@@ -386,17 +386,33 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)", USAGE)
 
 
+class _Extend(argparse.Action):
+    """Collects 1,2 and a later 3 as the list 1, 2, 3."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        setattr(namespace, self.dest, getattr(namespace, self.dest, []) + values.split(","))
+
+
 def parse(
-    cls: type[T], argv: list[str] | None, *, prog: str, description: str | None, example: str
+    cls: type[T],
+    argv: list[str] | None,
+    *,
+    prog: str,
+    description: str | None,
+    example: str,
+    rest: str = "",
 ) -> T:
     """Read a tool's options: the defaults of `cls`, then --config FILE, then the flags.
 
     A field `per_image` is the flag --per-image, a field of a section --section.field;
-    tuples are written 1,2,3; booleans --flag and --no-flag.
+    tuples are written 1,2,3, those of any length also as the flag again and again; booleans
+    --flag and --no-flag. prog: the tool's name, and its verb if it has several. rest: a tuple
+    field that takes the arguments without a flag.
     """
+    tool, _, verb = prog.partition(" ")
     parser = _Parser(
-        prog=f"python tools/{prog}.py",
-        usage="%(prog)s [--config FILE] [options]",
+        prog=f"python tools/{tool}.py {verb}".strip(),
+        usage=f"%(prog)s [--config FILE] [options] {rest and rest.upper() + ' …'}".strip(),
         description=(description or "").strip(),
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -414,12 +430,17 @@ def parse(
             options["metavar"] = "{" + ",".join(map(str, typing.get_args(kind))) + "}"
         else:
             options["metavar"] = getattr(kind, "__name__", "value").upper()
+            if Ellipsis in typing.get_args(kind):
+                options["action"] = _Extend
         parser.add_argument(flag, **options)
-    given, rest = parser.parse_known_args(argv)
-    if rest:
-        close = _suggest(rest[0].split("=")[0], list(paths)) if rest[0][:1] == "-" else ""
-        raise UserError(f"unknown argument '{rest[0]}'{close} (see {parser.prog} --help)")
+    given, others = parser.parse_known_args(argv)
     values = vars(given)
+    unknown = [text for text in others if text[:1] == "-" or not rest]
+    if unknown:
+        close = _suggest(unknown[0].split("=")[0], list(paths)) if unknown[0][:1] == "-" else ""
+        raise UserError(f"unknown argument '{unknown[0]}'{close} (see {parser.prog} --help)")
+    if others:
+        values[rest] = values.get(rest, []) + others
     values.pop("debug", None)
     file = values.pop("config", None)
     tree = read_yaml(file) if file else {}

@@ -39,6 +39,7 @@ ARROWS = {
         "toy_scenes": "keypoints toy_people toy_render toy_body toy_cameras",
         "toy_market": "keypoints toy_people toy_render toy_scenes",
         "garments": "keypoints",
+        "user_study": "keypoints pose",
         "probe_networks": "hardware keypoints",
         "probe": "data diffusion garments image_metrics keypoints probe_networks",
         "probe_report": "hardware pipeline pose probe probe_networks toy_market",

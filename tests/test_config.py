@@ -187,6 +187,15 @@ def test_flags_override_the_file_which_overrides_the_defaults(tmp_path: Path) ->
     assert options("--part.learning-rate", "1e-4").part.learning_rate == 1e-4
 
 
+def test_a_tuple_is_also_the_flag_again_and_again_and_what_has_no_flag() -> None:
+    assert options("--sizes", "3", "--count", "1", "--sizes", "4,5").sizes == (3, 4, 5)
+    texts = {"prog": "tool verb", "description": "", "example": "", "rest": "sizes"}
+    got = parse(Options, ["3", "--count", "4", "5"], **texts)
+    assert (got.sizes, got.count) == ((3, 5), 4)
+    with pytest.raises(UserError, match="unknown argument '--siz'"):
+        parse(Options, ["3", "--siz", "4"], **texts)
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

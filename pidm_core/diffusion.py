@@ -186,8 +186,9 @@ def dpm_step(
     """
     if y_0_last is None or abar_before >= 1:
         return ddim_step(y_t, y_0, abar=abar, abar_before=abar_before)
-    h_last, h = _half_log_snr(abar) - _half_log_snr(abar_last), (
-        _half_log_snr(abar_before) - _half_log_snr(abar)
+    h_last, h = (
+        _half_log_snr(abar) - _half_log_snr(abar_last),
+        (_half_log_snr(abar_before) - _half_log_snr(abar)),
     )
     ahead = y_0 + h / (2 * h_last) * (y_0 - y_0_last)  # y_0 half a step further
     return ddim_step(y_t, ahead, abar=abar, abar_before=abar_before)

@@ -137,6 +137,7 @@ def authors_names(model: PIDM) -> dict[str, str]:
         "denoiser.middle.1.block": "middle_block.2",
         "denoiser.out": "out",
     }
+    assert model.encoder is not None  # their network is the one with texture blocks
     for k in range(len(model.encoder.layers)):
         places[f"encoder.layers.{k}"] = f"encoder.input_blocks.{k}.0"
     denoiser = model.denoiser

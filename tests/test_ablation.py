@@ -32,7 +32,9 @@ def table(drawn: Path, tmp_path: Path) -> AblationTable:
         test_pairs=5,
         results=str(tmp_path / "results"),
         model=TINY,
-        train=TrainConfig(steps=4, batch_size=4, lr=1e-2, warmup_steps=1, ema_decay=0, sample_every=0),
+        train=TrainConfig(
+            steps=4, batch_size=4, lr=1e-2, warmup_steps=1, ema_decay=0, sample_every=0
+        ),
         sample=SampleConfig(steps=2, batch_size=4),
     )
 

@@ -89,7 +89,7 @@ def test_what_is_missing_is_said_in_one_line(
 def test_a_picture_without_joints_is_refused(
     model: str, people: tuple[str, str, str], tmp_path: Path
 ) -> None:
-    a, b, table = people
+    a, _, table = people
     stranger = tmp_path / "stranger.jpg"
     stranger.write_bytes(Path(a).read_bytes())
     options = ["--run", model, "--style", a, "--reference", str(stranger), "--keypoints", table]

@@ -157,7 +157,8 @@ def test_missing_weights_are_named_with_their_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(UserError, match="inception_v3_google-0cc3c7bd.pth into mine or") as caught:
+    words = r"inception_v3_google-0cc3c7bd\.pth into mine or"
+    with pytest.raises(UserError, match=words) as caught:
         find_weights(INCEPTION_FILES, Path("mine"))
     assert caught.value.code == ENVIRONMENT
     assert str(tmp_path / "hub/checkpoints") in str(caught.value)

@@ -101,7 +101,9 @@ def test_every_variant_sees_pose_and_style_and_learns_everywhere(texture: Textur
 
 def test_the_baselines_lack_what_the_paper_takes_away() -> None:
     names = {
-        texture: [n for n, _ in PIDM(dataclasses.replace(SMALL, texture=texture)).named_parameters()]
+        texture: [
+            n for n, _ in PIDM(dataclasses.replace(SMALL, texture=texture)).named_parameters()
+        ]
         for texture in VARIANTS
     }
     assert any("phi_q" in name for name in names["attention"])

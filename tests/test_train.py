@@ -146,8 +146,6 @@ def test_a_small_network_overfits_one_pair(config: PIDMConfig) -> None:
     state.model.eval()
     y_T = torch.randn(1, 3, 16, 8)
     texture = state.model.encode(x_s)
-    y = sample_images(
-        state.model, diffusion, texture=texture, x_p=x_p, y_T=y_T, settings=settings
-    )
+    y = sample_images(state.model, diffusion, texture=texture, x_p=x_p, y_T=y_T, settings=settings)
     error, start = ((a - y_0).abs().mean().item() for a in (y, x_s))
     assert error < 0.15 * start

@@ -75,9 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     kinds = {"appearance": Appearance, "interpolate": Interpolate}
     if kind not in kinds:
         raise UserError(f"'{kind}' is no edit; known are appearance, interpolate ({EXAMPLE})")
-    options = parse(
-        kinds[kind], rest, prog="edit_image", description=__doc__, example=EXAMPLE
-    )
+    options = parse(kinds[kind], rest, prog="edit_image", description=__doc__, example=EXAMPLE)
 
     import numpy as np
 
@@ -98,8 +96,9 @@ def _appearance(pipe: PIDMPipeline, options: Appearance) -> np.ndarray:
     """Style, reference and the edited image."""
     import numpy as np
 
-    style, reference = _image(pipe, options.style, "style"), _image(
-        pipe, options.reference, "reference"
+    style, reference = (
+        _image(pipe, options.style, "style"),
+        _image(pipe, options.reference, "reference"),
     )
     joints = _joints(pipe, options.keypoints, options.reference)
     mask = _box(joints, options.mask, pipe.size)
@@ -162,7 +161,8 @@ def _box(joints: np.ndarray, word: str, size: tuple[int, int]) -> np.ndarray | N
     if np.isnan(corners).any():
         raise UserError(f"--mask {word}: its joints are not all in the picture", BAD_DATA)
     margin = 0.3 * float(np.ptp(corners[:, 1]))  # sleeves and loose cloth
-    low, high = corners.min(0) - [margin, 0], corners.max(0) + [margin, 0]
+    aside = np.array([margin, 0])
+    low, high = corners.min(0) - aside, corners.max(0) + aside
     y, x = np.indices(size)
     return np.asarray((x >= low[0]) & (x <= high[0]) & (y >= low[1]) & (y <= high[1]))
 

@@ -24,9 +24,12 @@ from pidm_core.files import BAD_DATA, USAGE, UserError, _read_text
 T = TypeVar("T")
 Precision = Literal["auto", "fp32", "bf16"]
 Guidance = Literal["dcf", "chain", "cf", "style", "none"]
-Sampler = Literal["ddim", "ddpm"]
+Sampler = Literal["ddim", "ddpm", "dpm++"]
+Texture = Literal["attention", "concat", "input"]
 Spacing = Literal["leading", "trailing"]
 Prediction = Literal["eps", "y_0"]
+PresetName = Literal["pidm", "gfla"]
+Published = Literal["", "ablation", "deepfashion", "deepfashion512", "market1501"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ class ModelConfig:
     """Channels of each level, as multiples of the first."""
     blocks_per_level: int = 2
     """Residual blocks in each level on the way down (one more on the way up)."""
+    texture: Texture = "attention"
+    """How the source gets in: texture diffusion blocks; its features concatenated at the same
+    places (the paper's Baseline); or the image beside the input, without H_E (Baseline-dagger)."""
     texture_factors: tuple[int, ...] = (8, 16, 32)
     """Downsampling factors of the levels that have a texture diffusion block."""
     dropout: float = 0.1
@@ -128,7 +134,7 @@ class SampleConfig:
     steps: int = 20
     """Denoising steps."""
     sampler: Sampler = "ddim"
-    """Deterministic DDIM or ancestral DDPM."""
+    """Deterministic DDIM, ancestral DDPM, or DPM-Solver++(2M)."""
     spacing: Spacing = "trailing"
     """Placement of the steps: 'leading' (the authors') or 'trailing' (better when few)."""
     clip: bool = True
@@ -152,13 +158,88 @@ class PIDMConfig:
     """One training run of PIDM."""
 
     data: str = "data/market1501"
-    """Folder of people: Market-1501 layout."""
+    """Folder of people: Market-1501 or DeepFashion layout, or any with keypoints and pairs."""
     keypoints: str = ""
     """Keypoint file of the training images (default: the one beside them)."""
+    pairs: str = ""
+    """Pair list of the training images (default: DeepFashion's own, else PATN's rule)."""
     model: ModelConfig = field(default_factory=ModelConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+
+
+@dataclass(frozen=True)
+class AblationTable(PIDMConfig):
+    """Table 2: one training for all variants, and the pairs they are compared on."""
+
+    name: str = "ablation"
+    """Name of the table; its results lie in results/NAME."""
+    test_pairs: int = 200
+    """Pairs of the test images that are drawn and scored."""
+    weights: str = ""
+    """Folder of Inception's and AlexNet's weights beside torch's cache."""
+    results: str = "results"
+    """Folder of the results of all tables."""
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """What generated images are compared with, and by which protocol."""
+
+    real: str = ""
+    """Folder of real images for FID and KID (the papers': the whole training set)."""
+    targets: str = ""
+    """Folder of the true images, or a CSV `generated,target` (default: the folder of real ones)."""
+    preset: PresetName = "pidm"
+    """Protocol: pidm (256x176 before LPIPS and FID) or gfla (sizes as they are; DPTN, CFLD)."""
+    features: Literal["inception", "reid"] = "inception"
+    """inception for FID and KID; reid for the same distances in a re-ID network."""
+    weights: str = ""
+    """Folder of Inception's and AlexNet's weights beside torch's cache; for reid its file."""
+    reid_size: tuple[int, int] = (256, 128)
+    """Height and width of the re-ID network's input in pixels."""
+    cache: str = "results/features"
+    """Folder where the features of the real images are kept."""
+
+    def check(self) -> None:
+        """Raise UserError for what lacks: not in the making, since flags may complete a file."""
+        if not self.real:
+            raise UserError("real: a folder of real images is needed (--real DIR)")
+        if self.features == "reid" and not self.weights:
+            raise UserError("weights: features=reid needs the network's file (--weights FILE)")
+
+
+@dataclass(frozen=True)
+class ImageTable(ImageSettings):
+    """A table of methods, each a folder of generated images."""
+
+    name: str = "images"
+    """Name of the table; its results lie in results/NAME."""
+    methods: dict[str, str] = field(default_factory=dict)
+    """Folders by method, such as PIDM=results/pidm,NTED=results/nted."""
+    published: Published = ""
+    """Part of the paper's Table 1 shown beside: deepfashion, deepfashion512 or market1501."""
+    grid: bool = False
+    """Draw grid.png: source, pose, truth and the image of each method."""
+    grid_rows: int = 8
+    """Rows of the grid."""
+    sources: str = ""
+    """Folder of the source images of the grid (default: that of the targets)."""
+    keypoints: str = ""
+    """Keypoint file of the targets, for the grid's poses."""
+    results: str = "results"
+    """Folder of the results of all tables."""
+
+    def check(self) -> None:
+        """The same for a table."""
+        super().check()
+        if not self.methods:
+            raise UserError("methods: at least one is needed (methods: {PIDM: FOLDER})")
+        if bad := [name for name in self.methods if name in (".", "..") or "/" in name or not name]:
+            raise UserError(f"methods: '{bad[0]}' does not serve as the name of a folder")
+        if self.grid and not self.keypoints:
+            raise UserError("keypoints: the grid needs the joints of the targets")
 
 
 # ---------------------------------------------------------------- values to dataclasses
@@ -209,6 +290,15 @@ def _coerce(value: Any, kind: Any, where: str) -> Any:
         ):
             raise UserError(f"{where}: expected a list such as 1,2, got {value!r}")
         return tuple(_coerce(item, args[0], where) for item in items)
+    if origin is dict:
+        if isinstance(value, str):
+            pairs = [item.partition("=") for item in value.split(",")]
+            value = {name: item for name, sign, item in pairs if sign}
+            if len(value) != len(pairs):
+                raise UserError(f"{where}: expected a list such as name=value,name=value")
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: expected names with values, got {value!r}")
+        return {name: _coerce(item, args[1], f"{where}.{name}") for name, item in value.items()}
     return _scalar(value, kind, where)
 
 
@@ -296,17 +386,33 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)", USAGE)
 
 
+class _Extend(argparse.Action):
+    """Collects 1,2 and a later 3 as the list 1, 2, 3."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        setattr(namespace, self.dest, getattr(namespace, self.dest, []) + values.split(","))
+
+
 def parse(
-    cls: type[T], argv: list[str] | None, *, prog: str, description: str | None, example: str
+    cls: type[T],
+    argv: list[str] | None,
+    *,
+    prog: str,
+    description: str | None,
+    example: str,
+    rest: str = "",
 ) -> T:
     """Read a tool's options: the defaults of `cls`, then --config FILE, then the flags.
 
     A field `per_image` is the flag --per-image, a field of a section --section.field;
-    tuples are written 1,2,3; booleans --flag and --no-flag.
+    tuples are written 1,2,3, those of any length also as the flag again and again; booleans
+    --flag and --no-flag. prog: the tool's name, and its verb if it has several. rest: a tuple
+    field that takes the arguments without a flag.
     """
+    tool, _, verb = prog.partition(" ")
     parser = _Parser(
-        prog=f"python tools/{prog}.py",
-        usage="%(prog)s [--config FILE] [options]",
+        prog=f"python tools/{tool}.py {verb}".strip(),
+        usage=f"%(prog)s [--config FILE] [options] {rest and rest.upper() + ' …'}".strip(),
         description=(description or "").strip(),
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -324,12 +430,17 @@ def parse(
             options["metavar"] = "{" + ",".join(map(str, typing.get_args(kind))) + "}"
         else:
             options["metavar"] = getattr(kind, "__name__", "value").upper()
+            if Ellipsis in typing.get_args(kind):
+                options["action"] = _Extend
         parser.add_argument(flag, **options)
-    given, rest = parser.parse_known_args(argv)
-    if rest:
-        close = _suggest(rest[0].split("=")[0], list(paths)) if rest[0][:1] == "-" else ""
-        raise UserError(f"unknown argument '{rest[0]}'{close} (see {parser.prog} --help)")
+    given, others = parser.parse_known_args(argv)
     values = vars(given)
+    unknown = [text for text in others if text[:1] == "-" or not rest]
+    if unknown:
+        close = _suggest(unknown[0].split("=")[0], list(paths)) if unknown[0][:1] == "-" else ""
+        raise UserError(f"unknown argument '{unknown[0]}'{close} (see {parser.prog} --help)")
+    if others:
+        values[rest] = values.get(rest, []) + others
     values.pop("debug", None)
     file = values.pop("config", None)
     tree = read_yaml(file) if file else {}
@@ -349,19 +460,21 @@ def _flags(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, tuple[str, A
             yield from _flags(typing.cast(type[Any], kind), f"{path}.")
             continue
         flag = "--" + path.replace("_", "-")
-        yield flag, (path, kind, item.default, texts.get(item.name, "").replace("%", "%%"))
+        default = None if item.default is dataclasses.MISSING else item.default
+        yield flag, (path, kind, default, texts.get(item.name, "").replace("%", "%%"))
 
 
 def _field_docs(cls: type[Any]) -> dict[str, str]:
-    """The string under each field of a dataclass, which Python itself throws away."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    assert isinstance(body, ast.ClassDef)
+    """The string under each field, inherited or own, which Python itself throws away."""
     docs = {}
-    for item, text in zip(body.body, body.body[1:], strict=False):
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-            match text:
-                case ast.Expr(value=ast.Constant(value=str(words))):
-                    docs[item.target.id] = " ".join(words.split())
+    for base in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for item, text in zip(body.body, body.body[1:], strict=False):
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                match text:
+                    case ast.Expr(value=ast.Constant(value=str(words))):
+                        docs[item.target.id] = " ".join(words.split())
     return docs
 
 

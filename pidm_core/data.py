@@ -9,14 +9,14 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from pidm_core.files import BAD_DATA, UserError, load_image
-from pidm_core.keypoints import inside, mirror, outside, passes_patn
+from pidm_core.keypoints import inside, mirror, missing, outside, passes_patn
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,10 @@ _JUNK_PIDS = (-1, 0)
 _CACHE_BYTES = 4 << 30
 _BROKEN_LIMIT = 0.01
 _SELF_SHARE = 0.1
+_NOBODY = np.full((18, 2), np.nan, dtype=np.float32)
+
+View = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""An image file and its joints -> the part of the image that counts, and the joints in its px."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +129,7 @@ def make_pairs(records: Sequence[Record], keypoints: Mapping[str, np.ndarray]) -
 
 
 def _usable(records: Sequence[Record], keypoints: Mapping[str, np.ndarray]) -> np.ndarray:
-    nothing = np.full((18, 2), np.nan, dtype=np.float32)
-    joints = [keypoints.get(record.name, nothing) for record in records]
+    joints = [keypoints.get(record.name, _NOBODY) for record in records]
     people = np.array([record.pid not in _JUNK_PIDS for record in records], dtype=bool)
     usable: np.ndarray = people & passes_patn(np.array(joints).reshape(-1, 18, 2))
     return usable
@@ -172,6 +175,9 @@ class Pairs:
     """The training pairs of one data set, with their images in RAM if they need under 4 GB.
 
     Images of another size than `size` (height, width) are resized, their keypoints with them.
+    `view` cuts each image before that and brings its keypoints into its frame.
+    `pairs` (N, 2), indices (source, target) into `records`, replaces PATN's rule and `self_pairs`;
+    of those, pairs whose target has no joint are left out and counted in a warning.
     With `self_pairs` an image of an identity without any pair is the source of its own flip;
     such samples are at most a tenth of an epoch, and of a batch (one in a batch under ten).
     Broken images are reported and left out; over 1 % of them is a UserError (BAD_DATA).
@@ -184,27 +190,24 @@ class Pairs:
         *,
         size: tuple[int, int],
         self_pairs: bool = True,
+        pairs: np.ndarray | None = None,
+        view: View | None = None,
     ) -> None:
-        self.size = size
-        self.records = [records[int(i)] for i in np.flatnonzero(_usable(records, keypoints))]
+        self.size, self._view = size, view
+        used = np.flatnonzero(_usable(records, keypoints)) if pairs is None else np.unique(pairs)
+        self.records = [records[int(i)] for i in used]
         self.broken: set[int] = set()
         self._images: np.ndarray | None = None
-        joints = [keypoints[record.name] for record in self.records]
+        joints = [keypoints.get(record.name, _NOBODY) for record in self.records]
         self._joints = np.array(joints, dtype=np.float32).reshape(-1, 18, 2)
         self._check_frame()
         if len(self.records) * 3 * size[0] * size[1] <= _CACHE_BYTES:
             self._fill_cache()
-        good = np.flatnonzero(passes_patn(self._joints))  # once more: some lost a joint or a file
-        good = good[~np.isin(good, list(self.broken))]
-        table = {self.records[i].name: self._joints[i] for i in good}
-        self._pairs = make_pairs(self.records, table)
-        if not len(self._pairs):
-            raise UserError(
-                f"none of {len(records)} images forms a training pair: no identity has two images "
-                "with both shoulders and both hips in the keypoint file",
-                BAD_DATA,
-            )
-        self._alone = np.setdiff1d(good, self._pairs) if self_pairs else good[:0]
+        if pairs is None:
+            self._pairs, alone = self._by_rule(len(records))
+        else:
+            self._pairs, alone = self._as_listed(np.searchsorted(used, pairs)), used[:0]
+        self._alone = alone if self_pairs else alone[:0]
         most = int(len(self._pairs) * _SELF_SHARE / (1 - _SELF_SHARE))
         self._self_pairs = min(len(self._alone), most)
 
@@ -228,6 +231,38 @@ class Pairs:
         return Batch(source, target, moved)
 
     # ------------------------------------------------------------ choosing
+
+    def _by_rule(self, images: int) -> tuple[np.ndarray, np.ndarray]:
+        """The pairs of PATN's rule (N, 2), and the images that are in none (M,)."""
+        good = np.flatnonzero(passes_patn(self._joints))  # once more: some lost a joint or a file
+        good = good[~np.isin(good, list(self.broken))]
+        table = {self.records[i].name: self._joints[i] for i in good}
+        pairs = make_pairs(self.records, table)
+        if not len(pairs):
+            raise UserError(
+                f"none of {images} images forms a training pair: no identity has two images "
+                "with both shoulders and both hips in the keypoint file",
+                BAD_DATA,
+            )
+        return pairs, np.setdiff1d(good, pairs)
+
+    def _as_listed(self, pairs: np.ndarray) -> np.ndarray:
+        """The pairs of a list that can be used (N, 2)."""
+        good = ~np.isin(pairs, list(self.broken)).any(1)
+        good &= ~missing(self._joints[pairs[:, 1]]).all(1)
+        kept: np.ndarray = pairs[good]
+        if lost := len(pairs) - len(kept):
+            log.warning(
+                "%d of %d listed pairs left out: the target has no joints in the keypoint file, "
+                "or an image is broken", lost, len(pairs),
+            )  # fmt: skip
+        if not len(kept):
+            raise UserError(
+                f"none of {len(pairs)} listed pairs can be used: no target has joints in the "
+                "keypoint file",
+                BAD_DATA,
+            )
+        return kept
 
     def _choose(
         self, indices: np.ndarray, rng: np.random.Generator
@@ -266,14 +301,16 @@ class Pairs:
     def _check_frame(self) -> None:
         """Refuse keypoints of another frame than the images', by up to 64 images."""
         probe = range(0, len(self.records), max(1, len(self.records) // 64))
-        sizes = {}
+        sizes, joints = [], []
         for index in probe:
             try:
-                sizes[index] = load_image(self.records[index].path).shape[:2]
+                image, seen = self._open(index)
             except UserError:  # reported when it is read for good
                 continue
+            sizes.append(image.shape[:2])
+            joints.append(seen)
         if sizes:
-            inside(self._joints[list(sizes)], list(sizes.values()), name="the keypoint file")
+            inside(np.stack(joints), sizes, name="the keypoint file")
 
     def _fill_cache(self) -> None:
         images = np.zeros((len(self.records), *self.size, 3), dtype=np.uint8)
@@ -282,18 +319,23 @@ class Pairs:
                 images[index], self._joints[index] = read
         self._images = images
 
+    def _open(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """One image as the view shows it, and its joints."""
+        image, joints = load_image(self.records[index].path), self._joints[index].copy()
+        return self._view(image, joints) if self._view else (image, joints)
+
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Decode one image: it and its joints at the training size; None = broken, reported."""
-        record, joints = self.records[index], self._joints[index].copy()
         try:
-            image = load_image(record.path)
+            image, joints = self._open(index)
         except (UserError, OSError) as error:
             self.broken.add(index)
             log.warning("left out: %s", error)
             if len(self.broken) > max(1, _BROKEN_LIMIT * len(self.records)):
                 raise UserError(
                     f"{len(self.broken)} of {len(self.records)} training images are broken, the "
-                    f"last is {record.path}; over 1 % is too many, check the copy of the data",
+                    f"last is {self.records[index].path}; over 1 % is too many, check the copy of "
+                    "the data",
                     BAD_DATA,
                 ) from error
             return None

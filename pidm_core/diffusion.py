@@ -119,13 +119,18 @@ class Diffusion:
         spacing: Spacing = "trailing",
         clip: bool = True,
         noise: Callable[[int], Tensor] | None = None,  # step number -> (B, 3, H, W); ddpm only
+        known: Callable[[Tensor, Tensor], Tensor] | None = None,  # y_t, t (B,) -> y_t
     ) -> Iterator[Step]:
-        """Denoise y_T step by step (Eq. 2); the last step's y is the image."""
+        """Denoise y_T step by step (Eq. 2); the last step's y is the image.
+
+        `known` puts what is known of the image, at its noise level, in y_t before each step.
+        """
         levels = self.timesteps(steps, spacing)
-        y = y_T
+        y, last = y_T, None
         for i, level in enumerate(levels):
             before = float(self.abar[levels[i + 1]]) if i + 1 < len(levels) else 1.0
             t = torch.full((len(y),), level, device=y.device)
+            y = y if known is None else known(y, t)
             eps, v = denoise(y, t).float().chunk(2, 1)
             y_0 = self.predict_y0(y, t, eps)
             if clip:
@@ -133,6 +138,10 @@ class Diffusion:
             abar = float(self.abar[level])
             if sampler == "ddim":
                 y = ddim_step(y, y_0, abar=abar, abar_before=before)
+            elif sampler == "dpm++":
+                y_last, abar_last = last or (None, 1.0)
+                last = (y_0, abar)
+                y = dpm_step(y, y_0, y_last, abar=abar, abar_before=before, abar_last=abar_last)
             else:
                 fresh = noise(i) if noise is not None and i + 1 < len(levels) else None
                 y = ddpm_step(y, y_0, v, fresh, abar=abar, abar_before=before)
@@ -165,6 +174,28 @@ def ddim_step(y_t: Tensor, y_0: Tensor, *, abar: float, abar_before: float) -> T
     """Song et al. 2021, Eq. 12 with eta = 0."""
     eps = (y_t - math.sqrt(abar) * y_0) / math.sqrt(1 - abar)
     return math.sqrt(abar_before) * y_0 + math.sqrt(1 - abar_before) * eps
+
+
+def dpm_step(
+    y_t: Tensor, y_0: Tensor, y_0_last: Tensor | None, *,
+    abar: float, abar_before: float, abar_last: float,
+) -> Tensor:  # fmt: skip
+    """DPM-Solver++(2M), Lu et al. 2022, Algorithm 2; the first and the last step are DDIM's.
+
+    y_0_last was predicted at `abar_last`, one step earlier (more noise).
+    """
+    if y_0_last is None or abar_before >= 1:
+        return ddim_step(y_t, y_0, abar=abar, abar_before=abar_before)
+    h_last, h = (
+        _half_log_snr(abar) - _half_log_snr(abar_last),
+        (_half_log_snr(abar_before) - _half_log_snr(abar)),
+    )
+    ahead = y_0 + h / (2 * h_last) * (y_0 - y_0_last)  # y_0 half a step further
+    return ddim_step(y_t, ahead, abar=abar, abar_before=abar_before)
+
+
+def _half_log_snr(abar: float) -> float:
+    return 0.5 * math.log(abar / (1 - abar))
 
 
 def ddpm_step(
@@ -305,18 +336,22 @@ def sample_images(
     model: Network,
     diffusion: Diffusion,
     *,
-    x_s: Tensor,  # (B, 3, H, W) sources
+    texture: list[Tensor],  # F_s of B sources
     x_p: Tensor,  # (B, 20, H, W) target poses
     y_T: Tensor,  # (B, 3, H, W) unit noise, float32
     settings: SampleConfig,
     noise: Callable[[int], Tensor] | None = None,
+    known: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:  # (B, 3, H, W)
-    """The sources' people in the target poses, by all the steps that `settings` asks for."""
+    """The sources' people in the target poses, by all the steps that `settings` asks for.
+
+    `noise` and `known` are those of Diffusion.sample.
+    """
     denoise = guided(
         model,
         diffusion,
         x_p=x_p,
-        texture=model.encode(x_s),
+        texture=texture,
         guidance=settings.guidance,
         w_p=settings.w_p,
         w_s=settings.w_s,
@@ -329,6 +364,7 @@ def sample_images(
         spacing=settings.spacing,
         clip=settings.clip,
         noise=noise,
+        known=known,
     )
     *_, last = steps
     return last.y

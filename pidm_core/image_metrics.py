@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+
+from pidm_core.config import PresetName
 
 SSIM_WINDOW = 51  # px, PIDM's and GFLA's "SSIM"
 SSIM_256_SIGMA = 1.2  # px, PIDM's and PCDMs' "SSIM_256"; GFLA, DPTN and CFLD take 1.5
 _TRUNCATE = 3.5  # sigmas at which scikit-image cuts the Gaussian window
 _K1, _K2 = 0.01, 0.03  # Wang et al. 2004
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The settings behind a published number. Numbers of different presets are not comparable."""
+
+    name: PresetName
+    size: tuple[int, int] | None  # (H, W) px before LPIPS and FID; None = as the images are
+    sigma: float  # px, of SSIM_256
+    batch_images: int = 64
+
+    def whole(self, images: int) -> int:
+        """How many images count in LPIPS and FID: those scripts drop a last partial batch."""
+        return images if images < self.batch_images else images - images % self.batch_images
+
+
+PRESETS: dict[PresetName, Preset] = {
+    "pidm": Preset("pidm", (256, 176), SSIM_256_SIGMA),
+    "gfla": Preset("gfla", None, 1.5),  # also DPTN's and CFLD's
+}
+
+
+def bring_to(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    """uint8 (H, W, 3) as float32 in [0, 1], brought to (height, width) by OpenCV, bilinear."""
+    values = image.astype(np.float32)
+    if size:
+        import cv2
+
+        values = np.asarray(cv2.resize(values, (size[1], size[0])), dtype=np.float32)
+    return values / np.float32(255)
 
 
 def ssim(

@@ -29,6 +29,7 @@ _FROM_COCO = [0, -1, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3]
 _SWAPPED = [0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16]
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _OUTSIDE_LIMIT = 0.3
+_REACH, _REACH_IMAGES = 0.6, 16
 
 
 def read_keypoints(
@@ -38,16 +39,21 @@ def read_keypoints(
 
     PATN / pose-gan CSV, OpenPose JSON (18 or 25 joints; of several people the one with the
     largest sum of confidences, the first of equals), COCO-17 JSON (same rule, by score where
-    there is one; neck = middle of the shoulders) and GFLA / PIDM text (18 rows `x y`). One-image
-    files are named after the image: `a.txt`, `a.jpg.txt`, `a_keypoints.json` belong to `a.jpg`.
+    there is one; neck = middle of the shoulders), GFLA / PIDM text (18 rows `x y`) and PATN heat
+    maps (.npy, (H, W, 18), their peaks). One-image files are named after the image: `a.txt`,
+    `a.jpg.txt`, `a_keypoints.json`, `a.jpg.npy` belong to `a.jpg`, `b/a.txt` to `b/a.jpg`.
     A negative coordinate is a missing joint. With `size` (height, width) joints outside the frame
     are missing too, and a file with over 30 % of them there is refused as swapped or mis-scaled.
     Raises UserError (BAD_DATA) with file and line for anything else.
     """
     path = Path(path)
     if path.is_dir():
-        files = [p for p in sorted(path.iterdir()) if p.suffix in (".txt", ".json")]
-        table = {name: joints for file in files for name, joints in _read_file(file).items()}
+        files = [p for p in sorted(path.rglob("*")) if p.suffix in (".txt", ".json", ".npy")]
+        table = {
+            (file.parent.relative_to(path) / name).as_posix(): joints
+            for file in files
+            for name, joints in _read_file(file).items()
+        }
     else:
         table = _read_file(path)
     if not table:
@@ -60,6 +66,8 @@ def read_keypoints(
 
 
 def _read_file(path: Path) -> dict[str, np.ndarray]:
+    if path.suffix == ".npy":
+        return {_image_name(path): _read_heat_maps(path)}
     text = _read_text(path)
     start = text.lstrip()[:1]
     if not start:
@@ -68,13 +76,14 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
         return _read_json(parse_json(text, str(path)), path)
     if path.suffix == ".txt" and ":" not in text:
         return {_image_name(path): _read_gfla(text, path)}
-    return _read_csv(text, path)
+    return read_csv(text, path)
 
 
 # ---------------------------------------------------------------- PATN / pose-gan CSV
 
 
-def _read_csv(text: str, path: Path) -> dict[str, np.ndarray]:
+def read_csv(text: str, path: Path) -> dict[str, np.ndarray]:
+    """Parse the text of a PATN CSV as `read_keypoints` does; `path` is for the messages."""
     lines = text.splitlines()
     if lines[0].rstrip(",; \t").replace(" ", "") != HEADER:
         raise UserError(f"{path}:1: the header is not '{HEADER}' but '{lines[0][:60]}'", BAD_DATA)
@@ -122,15 +131,18 @@ def _parse_row(line: str, where: str) -> tuple[str, list[list[float]]]:
 
 def write_keypoints(path: str | Path, keypoints: Mapping[str, np.ndarray]) -> None:
     """Write a PATN CSV: whole pixels, -1 = missing, sorted by name, atomic."""
-    lines = [HEADER]
-    for name in sorted(keypoints):
-        joints = np.asarray(keypoints[name], dtype=np.float64)
-        pixels = np.where(missing(joints)[:, None], -1, np.rint(joints)).astype(int)
-        lines.append(f"{name}: {pixels[:, 1].tolist()}: {pixels[:, 0].tolist()}")
+    lines = [HEADER, *(csv_row(name, keypoints[name]) for name in sorted(keypoints))]
     write_bytes(path, ("\n".join(lines) + "\n").encode())
 
 
-# ---------------------------------------------------------------- text and JSON
+def csv_row(name: str, joints: np.ndarray) -> str:
+    """One row of a PATN CSV, without its end of line; joints (18, 2) px, NaN = missing."""
+    exact = np.asarray(joints, dtype=np.float64)
+    pixels = np.where(missing(exact)[:, None], -1, np.rint(exact)).astype(int)
+    return f"{name}: {pixels[:, 1].tolist()}: {pixels[:, 0].tolist()}"
+
+
+# ---------------------------------------------------------------- text, heat maps and JSON
 
 
 def _read_gfla(text: str, path: Path) -> np.ndarray:
@@ -146,6 +158,18 @@ def _read_gfla(text: str, path: Path) -> np.ndarray:
     if len(values) != len(JOINTS):
         raise UserError(f"{path}: {len(values)} joints instead of {len(JOINTS)}", BAD_DATA)
     return _with_nan(np.array(values))
+
+
+def _read_heat_maps(path: Path) -> np.ndarray:
+    try:
+        maps = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path}: not a NumPy array ({error})", BAD_DATA) from error
+    if maps.ndim != 3 or maps.shape[2] != len(JOINTS) or not maps.size:
+        raise UserError(f"{path}: shape {maps.shape} is not (height, width, 18)", BAD_DATA)
+    flat = np.asarray(maps).reshape(-1, len(JOINTS))
+    y, x = np.divmod(flat.argmax(0), maps.shape[1])
+    return _with_nan(np.where(flat.max(0)[:, None] > 0, np.stack([x, y], axis=1), -1))
 
 
 def _read_json(value: Any, path: Path) -> dict[str, np.ndarray]:
@@ -197,9 +221,14 @@ def _from_openpose(flat: Any, path: Path) -> tuple[np.ndarray, float]:
 
 def _from_coco(flat: Any, where: str) -> tuple[np.ndarray, float]:
     values = _triples(flat, (17,), where)
-    joints = _with_nan(_drop_unseen(values))[_FROM_COCO]
-    joints[NECK] = (joints[R_SHOULDER] + joints[L_SHOULDER]) / 2  # NaN if one is missing
-    return joints, float(values[:, 2].sum())
+    return from_coco(_with_nan(_drop_unseen(values))), float(values[:, 2].sum())
+
+
+def from_coco(joints: np.ndarray) -> np.ndarray:
+    """COCO's 17 joints (17, 2), NaN = missing, as our 18; the neck is the shoulders' middle."""
+    ours = joints[_FROM_COCO]
+    ours[NECK] = (ours[R_SHOULDER] + ours[L_SHOULDER]) / 2  # NaN if one is missing
+    return ours
 
 
 def _triples(flat: Any, counts: tuple[int, ...], where: str) -> np.ndarray:
@@ -248,14 +277,25 @@ def outside(keypoints: np.ndarray, size: Any) -> np.ndarray:
 def inside(keypoints: np.ndarray, size: Any, *, name: str) -> np.ndarray:
     """Set joints outside the frame to NaN: (N, 18, 2), size (height, width) or (N, 2) of them.
 
-    Raises UserError (BAD_DATA) when over 30 % of all joints lie outside: then x and y are
+    Raises UserError (BAD_DATA) when over 30 % of all joints lie outside, or when those of 16
+    images and more leave the lower and the right 40 % of the frame empty: then x and y are
     swapped, or the file belongs to images of another size.
     """
     out = outside(keypoints, size)
-    if (share := out.sum() / max(1, (~missing(keypoints)).sum())) > _OUTSIDE_LIMIT:
+    there = max(1, (~missing(keypoints)).sum())
+    if (share := out.sum() / there) > _OUTSIDE_LIMIT:
+        swapped = outside(keypoints[..., ::-1], size).sum() / there <= _OUTSIDE_LIMIT
         raise UserError(
-            f"{name}: {share:.0%} of the joints lie outside the image; x and y look swapped, "
-            "or the file is for another image size",
+            f"{name}: {share:.0%} of the joints lie outside the image; "
+            + ("x and y are swapped" if swapped else "the file is for images of another size"),
+            BAD_DATA,
+        )
+    reach = keypoints / np.asarray(size, dtype=np.float32)[..., None, ::-1]  # (N, 18, 2), 0-1
+    some = len(reach) >= _REACH_IMAGES and not missing(reach).all()
+    if some and not (reach > _REACH).any():
+        raise UserError(
+            f"{name}: no joint of {len(reach)} images lies beyond {_REACH:.0%} of width or height; "
+            "the file is for smaller images",
             BAD_DATA,
         )
     return np.where(out[..., None], np.nan, keypoints).astype(np.float32)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -31,13 +30,23 @@ class PIDM(nn.Module):
         self.time = nn.Sequential(
             nn.Linear(channels, 4 * channels), nn.SiLU(), nn.Linear(4 * channels, 4 * channels)
         )
-        self.encoder = TextureEncoder(config)  # H_E
+        self.encoder = None if config.texture == "input" else TextureEncoder(config)  # H_E
         self.denoiser = NoisePredictor(config)  # H_N
 
     def encode(self, x_s: Tensor) -> list[Tensor]:
-        """F_s, one feature map for every layer of H_E; x_s (B, 3, H, W) in [-1, 1]."""
-        features: list[Tensor] = self.encoder(x_s)
-        return features
+        """F_s, one feature map for every layer of H_E; x_s (B, 3, H, W) in [-1, 1].
+
+        Without H_E (texture = "input") it is x_s itself.
+        """
+        x_s = self._padded(x_s)
+        return [x_s] if self.encoder is None else self.encoder(x_s)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """Continue the edges until every level divides the sides."""
+        unit = self.config.patch * 2 ** (len(self.config.channel_mults) - 1)
+        down, across = (-side % unit for side in x.shape[2:])
+        edges = (across // 2, across - across // 2, down // 2, down - down // 2)
+        return F.pad(x, edges, mode="replicate") if any(edges) else x
 
     def forward(
         self,
@@ -53,8 +62,11 @@ class PIDM(nn.Module):
                 f.expand(len(y_t), -1, -1, -1) for f in self.encode(y_t.new_zeros(y_t[:1].shape))
             ]
         emb = self.time(time_embedding(t, self.config.channels).to(y_t.dtype))  # (B, 4C)
-        out: Tensor = self.denoiser(torch.cat([y_t, x_p], 1), emb, texture)
-        return out
+        height, width = y_t.shape[2:]
+        x = self._padded(torch.cat([y_t, x_p], 1))
+        out: Tensor = self.denoiser(x, emb, texture)
+        top, left = (out.shape[2] - height) // 2, (out.shape[3] - width) // 2
+        return out[:, :, top : top + height, left : left + width]
 
 
 class TextureEncoder(nn.Module):
@@ -83,17 +95,19 @@ class NoisePredictor(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.patch = config.patch
-        texture_block = partial(TextureDiffusionBlock, positions=config.positions)
-        self.down = nn.ModuleList([Layer(first_conv(3 + POSE_CHANNELS, config))])
+        self.beside = config.texture == "input"  # the source enters beside y_t and x_p
+        channels = 3 + POSE_CHANNELS + (3 if self.beside else 0)
+        self.down = nn.ModuleList([Layer(first_conv(channels, config))])
         skips = [config.channels]
         for spec in way_down(config):
             block = ResBlock(spec.before, spec.after, config, down=spec.down)
-            self.down.append(Layer(block, texture_block(spec.after) if spec.texture else None))
+            texture = texture_block(spec.after, config) if spec.texture else None
+            self.down.append(Layer(block, texture))
             skips.append(spec.after)
         width = skips[-1]
         self.middle = nn.ModuleList(
             [
-                Layer(ResBlock(width, width, config), texture_block(width)),
+                Layer(ResBlock(width, width, config), texture_block(width, config)),
                 Layer(ResBlock(width, width, config)),
             ]
         )
@@ -101,7 +115,7 @@ class NoisePredictor(nn.Module):
         for spec in way_up(config):
             block = ResBlock(spec.before + skips.pop(), spec.after, config)
             upsample = ResBlock(spec.after, spec.after, config, up=True) if spec.up else None
-            texture = texture_block(spec.after) if spec.texture else None
+            texture = texture_block(spec.after, config) if spec.texture else None
             self.up.append(Layer(block, texture, upsample))
         self.out = nn.Sequential(
             GroupNorm(config.channels),
@@ -110,6 +124,8 @@ class NoisePredictor(nn.Module):
         )
 
     def forward(self, x: Tensor, emb: Tensor, texture: list[Tensor]) -> Tensor:
+        if self.beside:
+            x, texture = torch.cat([x, *texture], 1), [x] * len(self.down)  # no layer looks at it
         h, skips = F.pixel_unshuffle(x, self.patch), []
         for layer, f in zip(self.down, texture, strict=True):  # layer k attends to F_s[k]
             h = layer(h, emb, f)
@@ -127,7 +143,7 @@ class Layer(nn.Module):
     def __init__(
         self,
         block: nn.Module,
-        texture: TextureDiffusionBlock | None = None,
+        texture: TextureDiffusionBlock | TextureConcatBlock | None = None,
         upsample: ResBlock | None = None,
     ) -> None:
         super().__init__()
@@ -167,6 +183,32 @@ class TextureDiffusionBlock(nn.Module):
         o = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
         y: Tensor = f_h + self.W(o.transpose(1, 2).reshape(f_h.shape))
         return y
+
+
+class TextureConcatBlock(nn.Module):
+    """The Baseline of Table 2: F_o = W [F_h, F_s] + F_h, so every place sees its own of F_s."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = GroupNorm(channels)
+        self.W = zeroed(nn.Conv2d(2 * channels, channels, 3, padding=1))
+
+    def forward(self, f_h: Tensor, f_s: Tensor) -> Tensor:
+        y: Tensor = f_h + self.W(torch.cat([self.norm(f_h), f_s], 1))
+        return y
+
+
+def texture_block(
+    channels: int, config: ModelConfig
+) -> TextureDiffusionBlock | TextureConcatBlock | None:
+    """What brings F_s into a layer of H_N."""
+    match config.texture:
+        case "attention":
+            return TextureDiffusionBlock(channels, positions=config.positions)
+        case "concat":
+            return TextureConcatBlock(channels)
+        case "input":
+            return None
 
 
 def tokens(x: Tensor) -> Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 
 from pidm_core.checkpoint import find_model, load_model
@@ -18,7 +18,7 @@ from pidm_core.config import DiffusionConfig, SampleConfig, to_dict
 from pidm_core.diffusion import Diffusion, sample_images
 from pidm_core.files import UserError, load_image
 from pidm_core.hardware import Placement, place, to_uint8
-from pidm_core.model import PIDM
+from pidm_core.model import PIDM, POSE_CHANNELS
 from pidm_core.pose import pose_map
 
 Source = str | Path | Image.Image | np.ndarray
@@ -72,8 +72,8 @@ class PIDMPipeline:
 
     def __call__(
         self,
-        sources: Source | Sequence[Source],
-        keypoints: np.ndarray,
+        sources: Source | Sequence[Source] | None,
+        keypoints: np.ndarray | None,
         *,
         seeds: Sequence[int] | None = None,
         **settings: Any,
@@ -83,22 +83,19 @@ class PIDMPipeline:
         sources: B paths, PIL images or uint8 (H, W, 3) arrays, resized to `size` if need be;
         keypoints: (B, 18, 2) px of the output frame, NaN = missing;
         seeds: B numbers (default 0, 1, …); settings: steps, w_p, w_s, guidance, sampler, …
-        One source or one pose is used for all. Raises UserError for counts that do not match.
+        One source or one pose is used for all. None instead of sources or keypoints leaves that
+        to chance: one model draws from pose alone, style alone, both or neither.
+        Raises UserError for counts that do not match.
         """
         pipe = self.with_settings(**settings) if settings else self
-        images = [sources] if isinstance(sources, str | Path | Image.Image) else list(sources)
-        if isinstance(sources, np.ndarray) and sources.ndim == 3:
-            images = [sources]
-        poses = np.asarray(keypoints, dtype=np.float32).reshape(-1, 18, 2)
-        count = max(len(images), len(poses))
-        seeds = list(range(count)) if seeds is None else list(seeds)
-        if len(images) not in (1, count) or len(poses) not in (1, count) or len(seeds) != count:
-            raise UserError(
-                f"{len(images)} sources, {len(poses)} poses and {len(seeds)} seeds do not match"
-            )
-        arrays = np.stack([self._array(image) for image in images])
-        arrays = np.broadcast_to(arrays, (count, *arrays.shape[1:]))
-        return Output(pipe.render(arrays, np.broadcast_to(poses, (count, 18, 2)), seeds))
+        images = None if sources is None else self._arrays(sources)
+        poses = None if keypoints is None else _poses(keypoints)
+        given = {"sources": images, "poses": poses}
+        parts: dict[str, Sized] = {name: x for name, x in given.items() if x is not None}
+        count = max(map(len, parts.values()), default=len(seeds or [0]))
+        numbers = list(range(count)) if seeds is None else list(seeds)
+        _same_count(count, seeds=numbers, **parts)
+        return Output(pipe._draw(_repeated(images, count), _repeated(poses, count), numbers))
 
     def render(
         self, sources: np.ndarray, keypoints: np.ndarray, seeds: Sequence[int]
@@ -109,35 +106,158 @@ class PIDMPipeline:
         Runs in batches of settings.batch_size, the last one padded, and draws the noise of each
         image from its own seed: an image does not depend on its neighbours.
         """
-        size = self.settings.batch_size
-        parts = [
-            self._batch(sources[i : i + size], keypoints[i : i + size], seeds[i : i + size])
-            for i in range(0, len(seeds), size)
-        ]
+        return self._draw(sources, keypoints, seeds)
+
+    def _draw(
+        self, sources: np.ndarray | None, keypoints: np.ndarray | None, seeds: Sequence[int]
+    ) -> np.ndarray:
+        @torch.inference_mode()
+        def batch(rows: list[int]) -> np.ndarray:
+            generators = [_generator(seeds[row]) for row in rows]
+            if sources is None:
+                x_s = self.placement.tensor(torch.zeros(len(rows), 3, *self.size))
+            else:
+                x_s = self.placement.images(sources[rows])
+            return self._denoise(
+                self.model.encode(x_s),
+                None if keypoints is None else keypoints[rows],
+                noise=lambda: [torch.randn(3, *self.size, generator=g) for g in generators],
+            )
+
+        return self._in_batches(batch, len(seeds))
+
+    def edit_appearance(
+        self,
+        styles: Source | Sequence[Source],
+        references: Source | Sequence[Source],
+        masks: np.ndarray,
+        keypoints: np.ndarray,
+        *,
+        soften: float = 0.0,
+        seeds: Sequence[int] | None = None,
+        **settings: Any,
+    ) -> Output:
+        """Redraw a region of each reference image in the appearance of its style image.
+
+        styles, references: B images as in a call; masks: (B, H, W) or (H, W), true where to
+        redraw; keypoints: (B, 18, 2) px, the references' own. Outside the mask the result equals
+        the reference, pixel for pixel. `soften` px: width over which the redrawn region fades in
+        behind the mask's edge. One of anything is used for all.
+        """
+        pipe = self.with_settings(**settings) if settings else self
+        style, kept, poses = self._arrays(styles), self._arrays(references), _poses(keypoints)
+        mask = np.asarray(masks, dtype=bool).reshape(-1, *np.shape(masks)[-2:])
+        if mask.shape[1:] != self.size:
+            raise UserError(f"the mask is {mask.shape[1:]}, the model draws {self.size}")
+        count = max(len(style), len(kept), len(poses), len(mask))
+        numbers = list(range(count)) if seeds is None else list(seeds)
+        _same_count(count, seeds=numbers, styles=style, references=kept, masks=mask, poses=poses)
+        style, kept, mask, poses = (
+            np.broadcast_to(x, (count, *x.shape[1:])) for x in (style, kept, mask, poses)
+        )
+        weight = np.stack([_softened(one, soften) for one in mask])[..., None]  # (B, H, W, 1)
+
+        @torch.inference_mode()
+        def batch(rows: list[int]) -> np.ndarray:
+            generators = [_generator(numbers[row]) for row in rows]
+            y_ref = self.placement.images(kept[rows]).float()
+            m = torch.from_numpy(weight[rows]).permute(0, 3, 1, 2).to(y_ref)
+            first = [torch.randn(3, *self.size, generator=g) for g in generators]
+            eps = torch.stack(first).to(y_ref)
+            draws = iter([first])
+
+            def noise() -> list[Tensor]:
+                fresh = [torch.randn(3, *self.size, generator=g) for g in generators]
+                return next(draws, fresh)
+
+            def known(y_t: Tensor, t: Tensor) -> Tensor:
+                return m * y_t + (1 - m) * self.diffusion.q_sample(y_ref, t, eps)
+
+            texture = self.model.encode(self.placement.images(style[rows]))
+            return pipe._denoise(texture, poses[rows], noise=noise, known=known)
+
+        drawn = pipe._in_batches(batch, count)
+        mixed = weight * drawn + (1 - weight) * kept
+        return Output(np.rint(mixed).astype(np.uint8))
+
+    def interpolate_style(
+        self,
+        a: Source,
+        b: Source,
+        keypoints: np.ndarray,
+        frames: int,
+        *,
+        seeds: tuple[int, int] = (0, 1),
+        **settings: Any,
+    ) -> Output:
+        """From the appearance of one image to that of another, in one pose: `frames` images.
+
+        Linear interpolation of F_s at every scale, spherical of the two start noises (whose seeds
+        are given). keypoints: (18, 2) px. Raises UserError for fewer than 2 frames and for the
+        ddpm sampler, whose noise would make the frames jump.
+        """
+        pipe = self.with_settings(**settings) if settings else self
+        if frames < 2:
+            raise UserError(f"{frames} frames: an interpolation needs at least 2")
+        if pipe.settings.sampler == "ddpm":
+            raise UserError("style interpolation needs a sampler without noise: ddim or dpm++")
+        ends, poses = self._arrays([a, b]), _poses(keypoints)
+        _same_count(1, poses=poses)
+        y_a, y_b = (torch.randn(3, *self.size, generator=_generator(seed)) for seed in seeds)
+        shares = np.linspace(0, 1, frames)
+
+        @torch.inference_mode()
+        def batch(rows: list[int]) -> np.ndarray:
+            share = torch.from_numpy(shares[rows]).to(self.placement.device, self.placement.dtype)
+            texture = [
+                torch.lerp(f[:1], f[1:], share[:, None, None, None])
+                for f in self.model.encode(self.placement.images(ends))
+            ]
+            y_T = [slerp(y_a, y_b, float(shares[row])) for row in rows]
+            return pipe._denoise(texture, np.repeat(poses, len(rows), axis=0), noise=lambda: y_T)
+
+        return Output(pipe._in_batches(batch, frames))
+
+    def _in_batches(self, batch: Callable[[list[int]], np.ndarray], count: int) -> np.ndarray:
+        """Run `batch` (rows -> uint8 images) over all rows; the first ones pad the last batch."""
+        size, parts = self.settings.batch_size, []
+        for start in range(0, count, size):
+            rows = list(range(start, min(start + size, count)))
+            padding = [start + i % len(rows) for i in range(size - len(rows))]
+            parts.append(batch(rows + padding)[: len(rows)])
         return np.concatenate(parts)
 
-    def _batch(
-        self, sources: np.ndarray, keypoints: np.ndarray, seeds: Sequence[int]
+    def _denoise(
+        self,
+        texture: list[Tensor],
+        keypoints: np.ndarray | None,
+        *,
+        noise: Callable[[], list[Tensor]],  # drawn on the CPU: the same on every device
+        known: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> np.ndarray:
-        count = len(seeds)
-        rows = [row % count for row in range(self.settings.batch_size)]  # the first ones pad
-        poses = torch.from_numpy(np.array(keypoints[rows], dtype=np.float32))
-        generators = [torch.Generator().manual_seed(seeds[row] % 2**63) for row in rows]
-
-        def noise(_: int = 0) -> Tensor:  # drawn on the CPU: the same on every device
-            drawn = [torch.randn(3, *self.size, generator=g) for g in generators]
-            return torch.stack(drawn).to(self.placement.device)
-
+        device, y_T = self.placement.device, torch.stack(noise())
+        if keypoints is None:
+            x_p = torch.zeros(len(y_T), POSE_CHANNELS, *self.size)
+        else:
+            x_p = pose_map(torch.from_numpy(np.array(keypoints, np.float32)).to(device), self.size)
         y = sample_images(
             self.model,
             self.diffusion,
-            x_s=self.placement.images(sources[rows]),
-            x_p=self.placement.tensor(pose_map(poses.to(self.placement.device), self.size)),
-            y_T=noise(),
+            texture=texture,
+            x_p=self.placement.tensor(x_p),
+            y_T=y_T.to(device),
             settings=self.settings,
-            noise=noise,
+            noise=lambda _: torch.stack(noise()).to(device),
+            known=known,
         )
-        return to_uint8(y)[:count]
+        return to_uint8(y)
+
+    def _arrays(self, sources: Source | Sequence[Source]) -> np.ndarray:
+        """uint8 (B, H, W, 3) of one image or several."""
+        alone = isinstance(sources, str | Path | Image.Image)
+        if alone or (isinstance(sources, np.ndarray) and sources.ndim == 3):
+            return self._array(cast(Source, sources))[None]
+        return np.stack([self._array(source) for source in cast("Sequence[Source]", sources)])
 
     def _array(self, source: Source) -> np.ndarray:
         if isinstance(source, str | Path):
@@ -155,3 +275,39 @@ class PIDMPipeline:
             "sample": to_dict(self.settings),
             "hardware": str(self.placement),
         }
+
+
+def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """Spherical interpolation: between unit noises it stays unit noise, a mean would not."""
+    angle = torch.acos((a * b).sum() / (a.norm() * b.norm()))
+    return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed % 2**63)
+
+
+def _poses(keypoints: np.ndarray) -> np.ndarray:
+    return np.asarray(keypoints, dtype=np.float32).reshape(-1, 18, 2)
+
+
+def _repeated(values: np.ndarray | None, count: int) -> np.ndarray | None:
+    return None if values is None else np.broadcast_to(values, (count, *values.shape[1:]))
+
+
+def _same_count(count: int, *, seeds: Sized | None = None, **parts: Sized) -> None:
+    """Refuse parts of neither one element nor `count`, and seeds of another number."""
+    wrong = any(len(part) not in (1, count) for part in parts.values())
+    if wrong or (seeds is not None and len(seeds) != count):
+        all_parts = {**parts, **({} if seeds is None else {"seeds": seeds})}
+        found = ", ".join(f"{len(part)} {name}" for name, part in all_parts.items())
+        raise UserError(f"{found} do not match")
+
+
+def _softened(mask: np.ndarray, width: float) -> np.ndarray:
+    """A mask (H, W) as weights in [0, 1] that rise over `width` px behind its edge."""
+    if width <= 0:
+        return mask.astype(np.float32)
+    image = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(width / 2))
+    blurred = np.asarray(image, dtype=np.float32) / 255  # a half at the edge
+    return np.where(mask, np.clip(2 * blurred - 1, 0, 1), 0).astype(np.float32)

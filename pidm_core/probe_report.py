@@ -39,11 +39,11 @@ _COLUMNS = {
 }
 _LEGEND = """\
 SSIM: 51 px window; SSIM256: Gaussian, sigma 1.2. upper, lower: CIELAB distance of the garment's
-mean colour, wherever the picture shows it; up.place, lo.place: the same at the pixels where the true
-target shows it. joints: px from the true target's joints, as a small network sees them (true target =
-its own error). identity: mean cosine to the person's pictures by cameras that took neither source
-nor target; top-1: the most similar one of all pictures shows the person. evals: network
-evaluations for an image."""
+mean colour, wherever the picture shows it; up.place, lo.place: the same at the pixels where the
+true target shows it. joints: px from the true target's joints, as a small network sees them (true
+target = its own error). identity: mean cosine to the person's pictures by cameras that took
+neither source nor target; top-1: the most similar one of all pictures shows the person. evals:
+network evaluations for an image."""
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from pidm_core import __version__
 from pidm_core.config import PIDMConfig, TrainConfig, load_config, save_config, to_dict
-from pidm_core.data import Batch, Pairs, find_keypoints, order, read_market1501
+from pidm_core.data import Batch, Pairs, order
+from pidm_core.datasets import read_people
 from pidm_core.diffusion import Diffusion, drop_conditions, sample_images
 from pidm_core.files import BAD_DATA, UserError, encode_png, write_bytes, write_json
 from pidm_core.hardware import Placement, place, to_uint8
-from pidm_core.keypoints import read_keypoints
 from pidm_core.model import PIDM
 from pidm_core.pose import pose_map
 from pidm_core.state import State
@@ -60,9 +60,14 @@ class Progress:
 
 def load_pairs(config: PIDMConfig) -> Pairs:
     """The training pairs a configuration names."""
-    records = read_market1501(config.data)
-    keypoints = read_keypoints(config.keypoints or find_keypoints(config.data))
-    return Pairs(records, keypoints, size=config.model.size)
+    people = read_people(config.data, keypoints=config.keypoints, pairs=config.pairs)
+    return Pairs(
+        people.records,
+        people.keypoints,
+        size=config.model.size,
+        pairs=people.pairs,
+        view=people.view,
+    )
 
 
 def train(config: PIDMConfig, run: Path) -> Iterator[Progress]:
@@ -142,6 +147,7 @@ class HybridLoss(nn.Module):
         return losses.mse.mean(), losses.vlb.mean()
 
 
+@torch.inference_mode()
 def sample_grid(state: State, pairs: Pairs) -> np.ndarray:
     """A picture, one row a pair: source, pose, generated, true image."""
     config, placement = state.config, state.placement
@@ -149,10 +155,11 @@ def sample_grid(state: State, pairs: Pairs) -> np.ndarray:
     batch = pairs.batch(places, np.random.default_rng(0), max_scale=0.0)
     x_s, x_p, _ = _tensors(batch, placement)
     y_T = torch.randn(x_s.shape, generator=torch.Generator().manual_seed(0))
+    model = state.averaged()
     y = sample_images(
-        state.averaged(),
+        model,
         Diffusion(config.diffusion),
-        x_s=x_s,
+        texture=model.encode(x_s),
         x_p=x_p,
         y_T=y_T.to(placement.device),
         settings=config.sample,

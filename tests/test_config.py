@@ -187,6 +187,15 @@ def test_flags_override_the_file_which_overrides_the_defaults(tmp_path: Path) ->
     assert options("--part.learning-rate", "1e-4").part.learning_rate == 1e-4
 
 
+def test_a_tuple_is_also_the_flag_again_and_again_and_what_has_no_flag() -> None:
+    assert options("--sizes", "3", "--count", "1", "--sizes", "4,5").sizes == (3, 4, 5)
+    texts = {"prog": "tool verb", "description": "", "example": "", "rest": "sizes"}
+    got = parse(Options, ["3", "--count", "4", "5"], **texts)
+    assert (got.sizes, got.count) == ((3, 5), 4)
+    with pytest.raises(UserError, match="unknown argument '--siz'"):
+        parse(Options, ["3", "--siz", "4"], **texts)
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -204,6 +213,37 @@ def test_a_wrong_flag_is_a_usage_error_with_a_suggestion(argv: list[str], messag
         options(*argv)
     assert message in str(caught.value)
     assert caught.value.code == USAGE
+
+
+@dataclass(frozen=True)
+class Named(Options):
+    """Options with names."""
+
+    folders: dict[str, str] = field(default_factory=dict)
+    """Folders by name."""
+
+
+def test_names_with_values_come_from_a_flag_or_a_section(tmp_path: Path) -> None:
+    def named(*argv: str) -> Named:
+        return parse(Named, [*argv], prog="tool", description="Do it.", example="tool")
+
+    assert named("--folders", "a=x/y,b=z").folders == {"a": "x/y", "b": "z"}
+    path = yaml(tmp_path, "folders: {a: 010, 2: z}")
+    assert named("--config", str(path)).folders == {"a": "010", "2": "z"}
+    assert named().folders == {}
+    for wrong in ("a", "a=x,b", "a=x,a=y"):
+        with pytest.raises(UserError, match="name=value"):
+            named("--folders", wrong)
+    with pytest.raises(UserError, match="names with values"):
+        named("--config", str(yaml(tmp_path, "folders: [a, b]")))
+
+
+def test_help_has_the_texts_of_inherited_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(Named, ["--help"], prog="tool", description="Do it.", example="tool")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "A word, 100 % free. (default: x)" in shown
+    assert "Folders by name. (default: none)" in shown
 
 
 def test_a_wrong_key_in_the_file_is_reported_with_the_file(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from pidm_core.config import DiffusionConfig, Guidance, SampleConfig
@@ -57,6 +57,23 @@ def test_ddim_equals_diffusers_step_by_step(diffusion: Diffusion, spacing: str, 
         eps = fake_denoise(expected, t.expand(2))[:, :3]
         # We recompute eps from the clipped y_0, as guided-diffusion does; diffusers has a switch.
         expected = reference.step(eps, t, expected, use_clipped_model_output=True).prev_sample
+        torch.testing.assert_close(step.y, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # inside diffusers
+@pytest.mark.parametrize("count", [4, 20])
+def test_dpm_equals_diffusers_step_by_step(diffusion: Diffusion, count: int) -> None:
+    reference = DPMSolverMultistepScheduler(**SCHEDULE, final_sigmas_type="zero")
+    levels = diffusion.timesteps(count, "trailing")
+    reference.set_timesteps(timesteps=levels)
+    torch.manual_seed(0)
+    y_T = torch.randn(2, 3, 8, 4)
+    expected = y_T
+    steps = diffusion.sample(fake_denoise, y_T, steps=count, sampler="dpm++", clip=False)
+    for step, t in zip(steps, reference.timesteps, strict=True):
+        assert step.t == int(t)
+        eps = fake_denoise(expected, t.expand(2))[:, :3]
+        expected = reference.step(eps, t, expected).prev_sample
         torch.testing.assert_close(step.y, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -214,9 +231,9 @@ def test_the_weights_of_every_guidance_add_up_to_one() -> None:
 
 def test_sampling_visits_every_step_and_returns_the_last_image() -> None:
     x_p, x_s, y_T = torch.ones(2, 20, 4, 4), torch.ones(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
-    for sampler in ("ddim", "ddpm"):
+    for sampler in ("ddim", "ddpm", "dpm++"):
         y = sample_images(
-            FakeNetwork(), Diffusion(DiffusionConfig()), x_s=x_s, x_p=x_p, y_T=y_T,
+            FakeNetwork(), Diffusion(DiffusionConfig()), texture=[x_s], x_p=x_p, y_T=y_T,
             settings=SampleConfig(steps=7, sampler=sampler), noise=lambda _: torch.zeros_like(y_T),  # type: ignore[arg-type]
         )  # fmt: skip
         assert y.shape == y_T.shape

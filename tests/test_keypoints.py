@@ -174,6 +174,80 @@ def test_openpose_body_25_leaves_out_the_middle_of_the_hips(tmp_path: Path) -> N
     assert (joints[:, 0] - 10).tolist() == [*range(8), *range(9, 19)]
 
 
+def heat_maps(path: Path, binary: bool) -> None:
+    """PATN's maps, sigma 6; its fashion script stores them as whole numbers, so 1 at the joint."""
+    y, x = np.indices((128, 64))
+    maps = [np.exp(-((x - a) ** 2 + (y - b) ** 2) / 72) for a, b in zip(X, Y, strict=True)]
+    maps[4] = np.zeros((128, 64))
+    stack = np.stack(maps, axis=2)
+    np.save(path, stack.astype(np.uint8) if binary else stack.astype(np.float32))
+
+
+def one_person(path: Path, kind: str) -> None:
+    """A file with PERSON, whose right wrist is missing, in one of the formats."""
+    rows = [(x, y, 0.9) for x, y in zip(X, Y, strict=True)]
+    rows[4] = (0, 0, 0)
+    if kind.startswith("npy"):
+        return heat_maps(path / "a.jpg.npy", kind == "npy-binary")
+    if kind == "txt":
+        text = "".join("-1 -1\n" if not c else f"{x} {y}\n" for x, y, c in rows)
+        return write(path / "a.txt", text).touch()
+    if kind == "coco":
+        flat = coco_flat()
+        order = [0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10]  # ours in COCO's order
+        flat[3 * order.index(4) + 2] = 0.0
+        value: object = [{"image_id": "a.jpg", "keypoints": flat}]
+    else:
+        if kind == "openpose-25":
+            rows = [*rows[:8], (1, 1, 1), *rows[8:], *[(2, 2, 1)] * 6]
+        value = {"people": [{"pose_keypoints_2d": [float(v) for row in rows for v in row]}]}
+    return write(path / "a.json", json.dumps(value)).touch()
+
+
+@pytest.mark.parametrize(
+    "kind", ["txt", "openpose-18", "openpose-25", "coco", "npy-float", "npy-binary"]
+)
+def test_every_format_survives_writing_and_reading(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "poses").mkdir()
+    one_person(tmp_path / "poses", kind)
+    expected = PERSON.copy()
+    expected[4] = np.nan
+    if kind == "coco":  # its neck is the middle of the shoulders, (36.5, 23), and rounded to even
+        expected[1] = [36, 23]
+    table = read_keypoints(tmp_path / "poses")
+    write_keypoints(tmp_path / "a.csv", table)
+    for _ in range(2):
+        again = read_keypoints(tmp_path / "a.csv")
+        np.testing.assert_array_equal(again["a.jpg"], expected)
+        assert list(again) == list(table) == ["a.jpg"]
+        write_keypoints(tmp_path / "a.csv", again)
+
+
+def test_files_in_folders_are_named_by_their_path(tmp_path: Path) -> None:
+    rows = "".join(f"{x} {y}\n" for x, y in zip(X, Y, strict=True))
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    write(tmp_path / "b" / "c" / "a.txt", rows)
+    write(tmp_path / "b" / "d.txt", rows)
+    assert list(read_keypoints(tmp_path)) == ["b/c/a.jpg", "b/d.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "not a NumPy array"), (b"\x93NUMPY\x01\x00", "not a NumPy array"), (None, "is not (h")],
+)
+def test_broken_heat_maps_are_one_clear_line(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((128, 64, 17)))
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_keypoints(path)
+    assert message in str(caught.value)
+    assert caught.value.code == BAD_DATA
+
+
 def coco_flat() -> list[float]:
     pairs = [f"{side}_{part}" for part in ("eye", "ear") for side in ("left", "right")]
     body = ["shoulder", "elbow", "wrist", "hip", "knee", "ankle"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from pidm_core import UserError
-from pidm_core.config import ModelConfig
+from pidm_core.config import ModelConfig, Texture
 from pidm_core.model import (
     PIDM,
     GroupNorm,
@@ -80,6 +82,59 @@ def test_pose_and_style_each_change_the_output() -> None:
     assert (out - other_style).abs().max() > 1e-3
 
 
+VARIANTS: tuple[Texture, ...] = ("attention", "concat", "input")
+
+
+@pytest.mark.parametrize("texture", VARIANTS)
+def test_every_variant_sees_pose_and_style_and_learns_everywhere(texture: Texture) -> None:
+    config = dataclasses.replace(SMALL, texture=texture)
+    model, (y_t, t, x_p, x_s) = randomised(config), inputs(config)
+    f_s = model.encode(x_s)
+    out = model(y_t, t, x_p, f_s)
+    assert out.shape == (3, 6, 32, 16)
+    with torch.no_grad():
+        assert (out - model(y_t, t, x_p.flip(3), f_s)).abs().max() > 1e-3
+        assert (out - model(y_t, t, x_p, model.encode(-x_s))).abs().max() > 1e-3
+    out.square().mean().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_the_baselines_lack_what_the_paper_takes_away() -> None:
+    names = {
+        texture: [
+            n for n, _ in PIDM(dataclasses.replace(SMALL, texture=texture)).named_parameters()
+        ]
+        for texture in VARIANTS
+    }
+    assert any("phi_q" in name for name in names["attention"])
+    assert not any("phi_" in name for name in names["concat"])
+    assert any(name.startswith("encoder.") for name in names["concat"])
+    assert not any(name.startswith("encoder.") or "texture" in name for name in names["input"])
+    dagger = PIDM(dataclasses.replace(SMALL, texture="input"))
+    assert torch.equal(dagger.encode(x := torch.randn(1, 3, 32, 16))[0], x)
+
+
+@pytest.mark.parametrize("texture", VARIANTS)
+def test_sides_that_do_not_divide_are_padded_inside_and_cropped_outside(texture: Texture) -> None:
+    config = dataclasses.replace(SMALL, texture=texture, size=(31, 13), channel_mults=(1, 2, 2))
+    model, (y_t, t, x_p, x_s) = randomised(config), inputs(config)
+    whole = [F.pad(x, (1, 2, 0, 1), mode="replicate") for x in (y_t, x_p, x_s)]  # 32 x 16
+    with torch.no_grad():
+        out = model(y_t, t, x_p, model.encode(x_s))
+        padded = model(whole[0], t, whole[1], model.encode(whole[2]))
+    assert out.shape == (3, 6, 31, 13)
+    torch.testing.assert_close(out, padded[:, :, :31, 1:14])
+
+
+@pytest.mark.parametrize("channels", [32, pytest.param(128, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [(128, 64), (256, 176), (512, 352)])
+def test_the_paper_network_runs_at_the_papers_sizes(size: tuple[int, int], channels: int) -> None:
+    model = PIDM(ModelConfig(size=size, channels=channels)).eval()
+    y_t, t, x_p, x_s = inputs(model.config, 1)
+    with torch.inference_mode():
+        assert model(y_t, t, x_p, model.encode(x_s)).shape == (1, 6, *size)
+
+
 def test_none_means_the_all_zeros_condition() -> None:
     model, (y_t, t, x_p, x_s) = randomised(SMALL), inputs(SMALL)
     with torch.no_grad():
@@ -89,7 +144,8 @@ def test_none_means_the_all_zeros_condition() -> None:
 
 
 def test_the_encoder_does_not_see_the_noise_level() -> None:
-    names = [name for name, _ in PIDM(SMALL).encoder.named_parameters()]
+    names = [name for name, _ in PIDM(SMALL).named_parameters() if name.startswith("encoder.")]
+    assert names
     assert not [name for name in names if "emb" in name or "time" in name]
 
 

@@ -1,4 +1,5 @@
-"""Reproduce a table: `reid` trains and tests every row at every ratio with every seed."""
+"""Reproduce a table: `reid` trains and tests every cell, `ablation` trains PIDM's variants and
+scores them, `images` scores folders of images that are there."""
 
 from __future__ import annotations
 
@@ -6,10 +7,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from pidm_core import DONE, SKIPPED, UserError, parse, run
+from pidm_core import DONE, SKIPPED, TERMINATED, UserError, parse, run
+from pidm_core.config import AblationTable, ImageTable
 from pidm_reid.config import ReidTable
 
 EXAMPLE = "python tools/reproduce_table.py reid --config configs/demo.yaml"
+IMAGES_EXAMPLE = "python tools/reproduce_table.py images --config configs/market1501_images.yaml"
+ABLATION_EXAMPLE = "python tools/reproduce_table.py ablation --config configs/toy_ablation.yaml"
 
 
 @dataclass(frozen=True)
@@ -20,15 +24,38 @@ class Options(ReidTable):
     """Say which cells would be done and what they cost, and stop."""
 
 
+@dataclass(frozen=True)
+class ImagesOptions(ImageTable):
+    """A table of methods, and whether to make it."""
+
+    dry_run: bool = False
+    """Say how many images each method has, and stop."""
+
+
+@dataclass(frozen=True)
+class AblationOptions(AblationTable):
+    """The variants of PIDM, and whether to train them."""
+
+    dry_run: bool = False
+    """Say what would be trained and drawn, and stop."""
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Do the unfinished cells, print each, and write the table."""
+    """Make one kind of table."""
     argv = sys.argv[1:] if argv is None else argv
     kind, *rest = argv or [""]
     if kind.startswith("-"):
         kind, rest = "reid", argv
-    if kind != "reid":
-        raise UserError(f"'{kind}' is not a table; the tables are: reid (example: {EXAMPLE})")
-    options = parse(Options, rest, prog="reproduce_table", description=__doc__, example=EXAMPLE)
+    kinds = {"reid": reid, "ablation": ablation, "images": images}
+    if kind not in kinds:
+        known = ", ".join(kinds)
+        raise UserError(f"'{kind}' is not a table; the tables are: {known} (example: {EXAMPLE})")
+    return kinds[kind](rest)
+
+
+def reid(argv: list[str]) -> int:
+    """Do the unfinished cells, print each, and write the table."""
+    options = parse(Options, argv, prog="reproduce_table", description=__doc__, example=EXAMPLE)
 
     from pidm_reid.experiment import draw_sheet, outlook, run_table
     from pidm_reid.table import markdown, write_table
@@ -50,6 +77,79 @@ def main(argv: list[str] | None = None) -> int:
     print(f"-> {folder}/table.md, table.csv, table.json" + (", sheet.png" if sheet else ""))
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)
+    return SKIPPED if left_out else DONE
+
+
+def ablation(argv: list[str]) -> int:
+    """Train the networks, draw the test pairs of every row, score them, write the table."""
+    options = parse(
+        AblationOptions,
+        argv,
+        prog="reproduce_table",
+        description=__doc__,
+        example=ABLATION_EXAMPLE,
+    )
+
+    from pidm_core import ablation as variants
+    from pidm_core import track
+
+    if options.dry_run:
+        print(f"{len(variants.NETWORKS)} networks, {options.train.steps:,} steps each")
+        print(f"{len(variants.ROWS)} rows of {len(variants.test_pairs(options)[1]):,} images")
+        return DONE
+    for texture in variants.NETWORKS:
+        steps = variants.train_variant(options, texture)
+        for step in track(steps, total=options.train.steps, label=texture, unit="steps", each=1):
+            if step.stopping:
+                print(f"stopped and saved at step {step.step}; the same command goes on")
+                return TERMINATED
+    for row in variants.ROWS:
+        drawn = variants.render_row(options, row)
+        sum(track(drawn, total=options.test_pairs, label=row, unit="images"))
+    table = variants.scored(options)
+    code = _measure(table)
+    print(f"-> {table.results}/{table.name}/table.md, table.csv, table.json")
+    return code
+
+
+def images(argv: list[str]) -> int:
+    """Score folders of images, and draw them side by side."""
+    options = parse(
+        ImagesOptions,
+        argv,
+        prog="reproduce_table",
+        description=__doc__,
+        example=IMAGES_EXAMPLE,
+    )
+    options.check()
+
+    from pidm_core.image_table import draw_grid, outlook
+
+    if options.dry_run:
+        print("\n".join(outlook(options)))
+        return DONE
+    code = _measure(options)
+    folder = Path(options.results) / options.name
+    if options.grid:
+        draw_grid(options)
+    print(f"-> {folder}/table.md, table.csv, table.json" + (", grid.png" if options.grid else ""))
+    return code
+
+
+def _measure(table: ImageTable) -> int:
+    """Measure the methods whose images are new, print each, and write the table."""
+    from pidm_core.image_table import measure, write_table
+
+    results, left_out = [], False
+    for result, new in measure(table):
+        print(result["method"] + ("" if new else " (done before)"))
+        for figure in result["figures"]:
+            print(f"{figure['name']}: {figure['value']:.4f}  ({figure['how']})", flush=True)
+        for line in result["left_out"]:
+            print(f"left out: {result['method']}: {line}", file=sys.stderr)
+        left_out |= bool(result["left_out"])
+        results.append(result)
+    print(write_table(table, results), end="")
     return SKIPPED if left_out else DONE
 
 

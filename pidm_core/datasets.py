@@ -1,0 +1,320 @@
+"""Data sets as users have them -> records, keypoints, pairs and a view, ready for `Pairs`.
+
+DeepFashion In-shop in its own folders (img/ or img_highres/) or PATN's flat ones (train/, test/),
+Market-1501, and any folder of images with a keypoint file and a pair list.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Literal
+
+import numpy as np
+
+from pidm_core.data import (
+    Record,
+    View,
+    _subset_folder,
+    find_keypoints,
+    make_pairs,
+    read_market1501,
+)
+from pidm_core.files import BAD_DATA, UserError, _read_text, load_image
+from pidm_core.keypoints import read_keypoints
+from pidm_core.pair_lists import fashion_key, name_records, read_pairs
+
+log = logging.getLogger(__name__)
+
+Split = Literal["train", "test"]
+PUBLISHED_PAIRS = {
+    ("DeepFashion", "train"): 101_966,
+    ("DeepFashion", "test"): 8_570,
+    ("Market-1501", "train"): 263_632,
+    ("Market-1501", "test"): 12_000,
+}
+_MARKET = {  # images, and the name of one of them
+    "train": (12_936, "0002_c1s1_000451_03.jpg"),
+    "test": (19_732, "-1_c1s1_000401_03.jpg"),
+}
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+_FASHION_FOLDERS = ("img_highres", "img", "Img/img_highres", "Img/img")
+_FASHION_POSES = ("pose", "{}-resize-annotation-{}.csv", "{}-annotation-{}.csv")
+_FASHION_PAIRS = ("{}-resize-pairs-{}.csv", "{}-pairs-{}.csv", "{1}_pairs.txt", "{1}_data.json")
+_SPELLINGS = ("fasion", "fashion")
+_BORDER_PX, _CUT_FRAME, _WHOLE_FRAME = 40, (256, 176), (256, 256)  # In-shop's small images
+_WHITE = 250  # of 255; white borders have 255, the grey of the studio 210-240
+_PROBES = 32
+
+
+@dataclass(frozen=True)
+class People:
+    """A data set: images, joints by image name, pairs (None = PATN's rule), what counts of each."""
+
+    records: list[Record]
+    keypoints: dict[str, np.ndarray]
+    pairs: np.ndarray | None = None  # int (N, 2): source and target in `records`
+    view: View | None = None
+
+
+def read_people(
+    root: str | Path, *, split: Split = "train", keypoints: str | Path = "", pairs: str | Path = ""
+) -> People:
+    """Read a data set, of whichever of the three kinds `root` is.
+
+    keypoints, pairs: files to be used instead of those found beside the images. A pair list is
+    PATN's CSV (`from,to`), GFLA's and PIDM's text (target, source, …) or PCDMs' JSON. Other
+    numbers of pairs than the published ones are reported as a warning.
+    Raises UserError (BAD_DATA) for what is missing, and for a pair that names an unknown image.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; give the one that holds the images", BAD_DATA)
+    if folder := _fashion_folder(root, split):
+        return _read_fashion(root, folder, split, keypoints, pairs)
+    if _has_market(root, split) or not (keypoints and pairs):
+        return _read_market(root, split, keypoints, pairs)
+    records = list_images(root)
+    key = _plain_key(records)
+    people = _match(records, read_keypoints(keypoints), key, keypoints)
+    return _with_pairs(people, pairs, key, root)
+
+
+def list_images(folder: str | Path) -> list[Record]:
+    """Every image below a folder, sorted; named by its path in there, identities from the names.
+
+    Hidden files and names with control characters are ignored, links to folders not followed.
+    Raises UserError (BAD_DATA) if there is none.
+    """
+    names = []
+    for home, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names += [
+            (Path(home) / name).relative_to(folder).as_posix()
+            for name in files
+            if name.lower().endswith(_SUFFIXES) and name[0] != "." and name.isprintable()
+        ]
+    if not names:
+        raise UserError(f"{folder}: no images (.jpg or .png) in it", BAD_DATA)
+    return [Record(Path(folder) / r.name, r.name, r.pid, 0) for r in name_records(sorted(names))]
+
+
+def pose_images(root: str | Path) -> list[Record]:
+    """The images whose joints `read_people` would look up: names as it looks for them.
+
+    Of a Market-1501 root the training images, of DeepFashion and any other folder all.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; give the one that holds the images", BAD_DATA)
+    if folder := _fashion_folder(root, "train"):
+        return list_images(folder)
+    return read_market1501(root) if _has_market(root, "train") else list_images(root)
+
+
+# ---------------------------------------------------------------- DeepFashion
+
+
+def _fashion_folder(root: Path, split: Split) -> Path | None:
+    """Where the images of DeepFashion lie below `root`, the large ones first; None = nowhere."""
+    for folder in (root / name for name in (*_FASHION_FOLDERS, split, "")):
+        if any((folder / gender).is_dir() for gender in ("WOMEN", "MEN")):
+            return folder
+        if folder.is_dir():
+            with os.scandir(folder) as entries:
+                files = (e.name for e in entries if e.name.lower().endswith(_SUFFIXES))
+                if fashion_key(next(files, "")):
+                    return folder
+    return None
+
+
+def _read_fashion(
+    root: Path, folder: Path, split: Split, keypoints: str | Path, pairs: str | Path
+) -> People:
+    records = [record for record in list_images(folder) if fashion_key(record.name)]
+    places = (root, folder.parent)
+    poses = keypoints or _beside(places, _FASHION_POSES, split)
+    if not poses:
+        raise UserError(
+            f"{root}: no pose/, fasion-resize-annotation-{split}.csv or fasion-annotation-"
+            f"{split}.csv in it; name a keypoint file, or make one with tools/extract_poses.py",
+            BAD_DATA,
+        )
+    pair_list = pairs or _beside(places, _FASHION_PAIRS, split)
+    if not pair_list and folder.name != split:
+        listed = _fashion_split(root, split)
+        records = [record for record in records if fashion_key(record.name) in listed]
+    table, frame = read_keypoints(poses), _frame(Path(poses))
+    if frame == "whole":
+        shift = np.array([_BORDER_PX, 0], dtype=np.float32)
+        table = {name: joints - shift for name, joints in table.items()}
+    view = fashion_view(_border(records), framed=frame != "own")
+    people = replace(_match(records, table, fashion_key, poses), view=view)
+    people = _with_pairs(people, pair_list, fashion_key, root)
+    _check_count("DeepFashion", split, people)
+    return people
+
+
+def fashion_view(border: bool, *, framed: bool) -> View:
+    """Cut In-shop's white borders (40 of 256 px each side), and bring the joints along.
+
+    framed: the joints are px of the cut small image, 176 x 256, whatever the image's size;
+    else of the image file itself.
+    """
+
+    def view(image: np.ndarray, joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        cut = round(image.shape[1] * _BORDER_PX / _WHOLE_FRAME[1]) if border else 0
+        image = image[:, cut : image.shape[1] - cut]
+        if not framed:
+            return image, joints - np.array([cut, 0], dtype=np.float32)
+        ratio = np.array(image.shape[1::-1]) / _CUT_FRAME[::-1]
+        return image, ((joints + 0.5) * ratio - 0.5).astype(np.float32)
+
+    return view
+
+
+def _frame(poses: Path) -> Literal["whole", "cut", "own"]:
+    """Whose px a keypoint file has: the whole small image's, the cut one's, or the file's own."""
+    if poses.is_dir():  # text is GFLA's and PIDM's, heat maps are PATN's, JSON is anybody's
+        kinds = {path.suffix for path in poses.rglob("*")}
+        return "whole" if ".txt" in kinds else "cut" if ".npy" in kinds else "own"
+    match = re.match(r"fash?ion-(resize-)?annotation-", poses.name)
+    return "own" if not match else "cut" if match[1] else "whole"
+
+
+def _border(records: Sequence[Record]) -> bool:
+    """Whether most images are square with white borders, judged by a few of them."""
+    votes = []
+    for record in records[:: max(1, len(records) // _PROBES)]:
+        try:
+            image = load_image(record.path)
+        except UserError:  # reported when it is read for good
+            continue
+        edge = image.shape[1] * _BORDER_PX * 3 // (_WHOLE_FRAME[1] * 4)  # not up to the JPEG's rim
+        sides = np.concatenate([image[:, :edge], image[:, -edge:]], axis=1)
+        votes.append(image.shape[0] == image.shape[1] and sides.mean() > _WHITE)
+    return bool(2 * sum(votes) > len(votes))
+
+
+def _fashion_split(root: Path, split: Split) -> set[str]:
+    """Keys of the images of a split, by PATN's train.lst or the partition of the data set."""
+    lst = root / f"{split}.lst"
+    if lst.is_file():
+        return {fashion_key(line) for line in _read_text(lst).split()}
+    for path in (root / "Anno/list_eval_partition.txt", root / "list_eval_partition.txt"):
+        if path.is_file():
+            rows = [line.split() for line in _read_text(path).splitlines()[2:]]
+            wanted = {"train"} if split == "train" else {"query", "gallery"}
+            return {fashion_key(row[0]) for row in rows if len(row) == 3 and row[2] in wanted}
+    raise UserError(
+        f"{root}: nothing says which images are for {split}; put {split}_pairs.txt, "
+        f"fasion-resize-pairs-{split}.csv, {split}.lst or Anno/list_eval_partition.txt there",
+        BAD_DATA,
+    )
+
+
+def _beside(folders: Iterable[Path], patterns: Iterable[str], split: Split) -> Path | None:
+    names = [pattern.format(s, split) for pattern in patterns for s in _SPELLINGS]
+    found = (folder / name for folder in folders for name in names if (folder / name).exists())
+    return next(found, None)
+
+
+# ---------------------------------------------------------------- Market-1501, any folder
+
+
+def _has_market(root: Path, split: Split) -> bool:
+    try:
+        _subset_folder(root, f"bounding_box_{split}")
+    except UserError:
+        return False
+    return True
+
+
+def _read_market(root: Path, split: Split, keypoints: str | Path, pairs: str | Path) -> People:
+    subset = f"bounding_box_{split}"
+    try:
+        records = read_market1501(root, subset)
+    except UserError as error:
+        hint = "; for any other layout give --keypoints and --pairs"
+        raise UserError(f"{error}{hint}", error.code) from error
+    home = records[0].path.parent.parent
+    table = read_keypoints(keypoints or find_keypoints(root, subset))
+    found = _beside((home, home.parent), ("market-pairs-{1}.csv",), split)
+    pairs = pairs or (found if found and split == "test" else "")
+    people = _with_pairs(People(records, table), pairs, _base_name, root)
+    count, name = _MARKET[split]
+    if len(records) == count and name in {record.name for record in records}:
+        _check_count("Market-1501", split, people)
+    return people
+
+
+def _base_name(name: str) -> str:
+    return name.rsplit("/", 1)[-1]
+
+
+def _plain_key(records: Sequence[Record]) -> Callable[[str], str]:
+    """Base names where they tell the images apart, else paths."""
+    if len({_base_name(record.name) for record in records}) == len(records):
+        return _base_name
+    return lambda name: str(PurePosixPath(name))
+
+
+# ---------------------------------------------------------------- joints and pairs of records
+
+
+def _match(
+    records: list[Record],
+    table: Mapping[str, np.ndarray],
+    key: Callable[[str], str],
+    source: str | Path,
+) -> People:
+    """Records with their joints, found by key."""
+    joints = {key(name): one for name, one in table.items()}
+    found = {r.name: joints[k] for r in records if (k := key(r.name)) in joints}
+    if not found:
+        raise UserError(
+            f"{source}: none of its {len(table):,} names is an image of the data set, as "
+            f"'{next(iter(table))}' is not",
+            BAD_DATA,
+        )
+    return People(records, found)
+
+
+def _with_pairs(
+    people: People, path: str | Path | None, key: Callable[[str], str], root: Path
+) -> People:
+    """The same people with the pairs of a file; those of PATN's rule without one."""
+    if not path:
+        return people
+    place = {key(record.name): index for index, record in enumerate(people.records)}
+    pairs = []
+    for *names, line in read_pairs(path):
+        for name in names:
+            _refuse_way_out(name, f"{path}:{line}")
+            if key(name) not in place:
+                raise UserError(
+                    f"{path}:{line}: '{name}' is none of the {len(place):,} images in {root}",
+                    BAD_DATA,
+                )
+        pairs.append([place[key(name)] for name in names])
+    return replace(people, pairs=np.array(pairs))
+
+
+def _refuse_way_out(name: str, where: str) -> None:
+    path = PureWindowsPath(name)  # knows both kinds of slashes
+    if ".." in path.parts or path.drive or path.root or "\0" in name:
+        raise UserError(f"{where}: '{name[:80]}' leaves the data folder", BAD_DATA)
+
+
+def _check_count(data: str, split: Split, people: People) -> None:
+    pairs = people.pairs
+    count = len(make_pairs(people.records, people.keypoints) if pairs is None else pairs)
+    if count != (published := PUBLISHED_PAIRS[data, split]):
+        log.warning(
+            "%s: %s %s pairs instead of the published %s; results are not comparable with others'",
+            data, f"{count:,}", split, f"{published:,}",
+        )  # fmt: skip

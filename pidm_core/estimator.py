@@ -1,0 +1,262 @@
+"""Images -> keypoints by ViTPose or torchvision's keypoint R-CNN, from weights the user has.
+
+Finished rows are kept in OUT.part until all are done, so that a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pidm_core.data import Record
+from pidm_core.files import (
+    BAD_DATA,
+    ENVIRONMENT,
+    UserError,
+    encode_png,
+    load_image,
+    read_json,
+    sha256,
+    write_bytes,
+    write_json,
+)
+from pidm_core.hardware import keep_freed_memory
+from pidm_core.keypoints import (
+    HEADER,
+    csv_row,
+    from_coco,
+    outside,
+    read_csv,
+    read_keypoints,
+    write_keypoints,
+)
+from pidm_core.pose import pose_map
+
+Estimator = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+"""uint8 (H, W, 3) images of one person each -> float32 (18, 2) px, NaN = not seen."""
+
+RCNN_FILES = ("keypointrcnn_resnet50_fpn_coco-fc266e95.pth", "keypointrcnn.safetensors")
+VITPOSE_FILE = "model.safetensors"
+_RCNN_SEEN, _VITPOSE_SEEN = 2.0, 0.3  # least score of a joint: a logit, a probability
+_PERSON_SCORE = 0.5
+_SHEET, _TILE = (3, 8), (192, 128)  # rows and columns, height and width in px
+
+
+# ---------------------------------------------------------------- networks
+
+
+def find_weights(path: str | Path) -> Path:
+    """The weight file in a folder (or the file itself); UserError says which file to put where."""
+    path = Path(path)
+    names = (VITPOSE_FILE, *RCNN_FILES)
+    found = [path] if path.is_file() else [path / n for n in names if (path / n).is_file()]
+    if not found:
+        raise UserError(
+            f"{path}: no weights there; put ViTPose's config.json and {VITPOSE_FILE} (such as "
+            f"usyd-community/vitpose-base-simple) or torchvision's {RCNN_FILES[0]} into it",
+            ENVIRONMENT,
+        )
+    with found[0].open("rb") as file:
+        if file.read(24).startswith(b"version https://git-lfs"):
+            raise UserError(
+                f"{found[0]}: a Git-LFS pointer, not the weights; run git lfs pull", BAD_DATA
+            )
+    return found[0]
+
+
+def load_estimator(weights: Path, device: torch.device | None = None) -> Estimator:
+    """The network of a weight file: ViTPose if a config.json lies beside it, else keypoint R-CNN.
+
+    Raises UserError for a file that does not hold all of the network's tensors.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    keep_freed_memory()
+    if (weights.parent / "config.json").is_file():
+        return _vitpose(weights.parent, device)
+    return _keypoint_rcnn(weights, device)
+
+
+def _vitpose(folder: Path, device: torch.device) -> Estimator:
+    try:
+        from transformers import VitPoseForPoseEstimation, VitPoseImageProcessor
+    except ImportError as error:
+        raise UserError(
+            f"{folder}: ViTPose needs transformers; install it with pip install -e '.[pose]'",
+            ENVIRONMENT,
+        ) from error
+    try:
+        model, report = VitPoseForPoseEstimation.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:  # transformers raises a dozen kinds on broken files
+        raise UserError(f"{folder}: not a ViTPose model ({_line(error)})", BAD_DATA) from error
+    if lacking := sorted(report["missing_keys"]):
+        raise UserError(
+            f"{folder}: not a ViTPose model; {len(lacking)} tensors lack, as {lacking[0]}", BAD_DATA
+        )
+    height, width = model.config.backbone_config.image_size
+    processor = VitPoseImageProcessor(size={"height": height, "width": width})
+    model.to(device).eval()
+
+    @torch.inference_mode()
+    def estimate(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        boxes = [[[0.0, 0.0, image.shape[1], image.shape[0]]] for image in images]
+        pixels = processor(list(images), boxes=boxes, return_tensors="pt").pixel_values.to(device)
+        experts = {}
+        if model.config.backbone_config.num_experts > 1:  # ViTPose+: 0 = COCO's joints
+            experts["dataset_index"] = torch.zeros(len(images), dtype=torch.long, device=device)
+        found = processor.post_process_pose_estimation(model(pixels, **experts), boxes=boxes)
+        return [_ours(one["keypoints"], one["scores"], _VITPOSE_SEEN) for (one,) in found]
+
+    return estimate
+
+
+def _keypoint_rcnn(weights: Path, device: torch.device) -> Estimator:
+    from torchvision.models.detection import keypointrcnn_resnet50_fpn
+
+    state = _read_state(weights)
+    model = keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    own = model.state_dict()
+    if lacking := [k for k, v in own.items() if k not in state or state[k].shape != v.shape]:
+        raise UserError(
+            f"{weights}: not keypoint R-CNN; {len(lacking)} tensors lack or differ, as "
+            f"{lacking[0]}",
+            BAD_DATA,
+        )
+    model.load_state_dict({name: state[name] for name in own})
+    model.to(device).eval()
+
+    @torch.inference_mode()
+    def estimate(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        pixels = [torch.from_numpy(im.copy()).permute(2, 0, 1).to(device) / 255 for im in images]
+        return [_most_certain(found) for found in model(pixels)]
+
+    return estimate
+
+
+def _most_certain(found: Mapping[str, torch.Tensor]) -> np.ndarray:
+    """Joints of the person with the highest score, none if nobody is likely."""
+    if not len(found["scores"]) or found["scores"][0] < _PERSON_SCORE:  # sorted by score
+        return np.full((18, 2), np.nan, dtype=np.float32)
+    return _ours(found["keypoints"][0, :, :2], found["keypoints_scores"][0], _RCNN_SEEN)
+
+
+def _read_state(weights: Path) -> Mapping[str, torch.Tensor]:
+    import safetensors.torch
+
+    try:
+        if weights.suffix == ".safetensors":
+            return safetensors.torch.load(weights.read_bytes())
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling and safetensors raise a dozen kinds
+        raise UserError(f"{weights}: not a weight file ({_line(error)})", BAD_DATA) from error
+    if not isinstance(state, Mapping):
+        raise UserError(f"{weights}: not a table of tensors", BAD_DATA)
+    return state
+
+
+def _ours(joints: Any, scores: Any, least: float) -> np.ndarray:
+    """COCO's joints (17, 2) and their scores (17,) as our 18, the doubtful ones missing."""
+    seen = np.asarray(scores.cpu()) >= least
+    return from_coco(np.where(seen[:, None], np.asarray(joints.cpu(), dtype=np.float32), np.nan))
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
+
+
+# ---------------------------------------------------------------- a folder of images
+
+
+def start(out: Path, weights: Path, images: Sequence[Record]) -> list[Record]:
+    """The images still to do for `out`; UserError if it was made with other weights."""
+    note, made_with = out.with_suffix(".json"), {"weights": weights.name, "sha256": sha256(weights)}
+    if note.is_file() and read_json(note) != made_with:
+        raise UserError(f"{out}: was begun with other weights ({note}); give another --out")
+    if out.is_file() and not note.is_file():
+        raise UserError(f"{out}: is not a file of this tool ({note} lacks); give another --out")
+    done = _finished(out)
+    write_json(note, made_with)
+    return [image for image in images if image.name not in done]
+
+
+def estimate_all(
+    images: Sequence[Record],
+    estimator: Estimator,
+    out: Path,
+    *,
+    batch_size: int,
+    broken: list[str],
+) -> Iterator[int]:
+    """Estimate batch by batch into OUT.part and yield each one's size; messages go to `broken`."""
+    finished = _finished(out)
+    rows = [HEADER, *(csv_row(name, joints) for name, joints in finished.items())]
+    write_bytes(_part(out), ("\n".join(rows) + "\n").encode())  # without a torn last line
+    with _part(out).open("a") as part:
+        for first in range(0, len(images), batch_size):
+            batch = images[first : first + batch_size]
+            read = [(record.name, image) for record in batch if (image := _try(record, broken))]
+            joints = estimator([pixels for _, (pixels,) in read]) if read else []
+            for (name, (pixels,)), one in zip(read, joints, strict=True):
+                one[outside(one, pixels.shape[:2])] = np.nan
+                part.write(csv_row(name, one) + "\n")
+            part.flush()
+            os.fsync(part.fileno())
+            yield len(batch)
+
+
+def finish(out: Path) -> dict[str, np.ndarray]:
+    """Write all that is finished as PATN CSV, remove OUT.part, and return it."""
+    finished = _finished(out)
+    if finished:
+        write_keypoints(out, finished)
+    _part(out).unlink(missing_ok=True)
+    return finished
+
+
+def _part(out: Path) -> Path:
+    return out.with_name(f"{out.name}.part")
+
+
+def _finished(out: Path) -> dict[str, np.ndarray]:
+    done = read_keypoints(out) if out.is_file() else {}
+    if _part(out).is_file():
+        lines = _part(out).read_text().split("\n")[:-1]  # the last one is torn, or empty
+        done |= read_csv("\n".join(lines), _part(out)) if len(lines) > 1 else {}
+    return done
+
+
+def _try(record: Record, broken: list[str]) -> tuple[np.ndarray] | None:
+    try:
+        return (load_image(record.path),)
+    except (UserError, OSError) as error:
+        broken.append(str(error))
+        return None
+
+
+def write_sheet(path: Path, images: Sequence[Record], keypoints: Mapping[str, np.ndarray]) -> None:
+    """Write a PNG of up to 24 images, evenly chosen, with their skeletons drawn over them."""
+    shown = [image for image in images if image.name in keypoints]
+    count = min(len(shown), _SHEET[0] * _SHEET[1])
+    chosen = [shown[k] for k in np.linspace(0, len(shown) - 1, count).astype(int)]
+    tiles = [_overlay(load_image(one.path), keypoints[one.name]) for one in chosen]
+    blank = np.full((*_TILE, 3), 255, dtype=np.uint8)
+    tiles += [blank] * (-count % _SHEET[1])
+    rows = [np.concatenate(tiles[i : i + _SHEET[1]], 1) for i in range(0, len(tiles), _SHEET[1])]
+    write_bytes(path, encode_png(np.concatenate(rows)))
+
+
+def _overlay(image: np.ndarray, joints: np.ndarray) -> np.ndarray:
+    from PIL import Image
+
+    small = np.asarray(Image.fromarray(image).resize(_TILE[::-1]), dtype=np.float32)
+    ratio = np.array(_TILE[::-1]) / image.shape[1::-1]
+    moved = ((joints + 0.5) * ratio - 0.5).astype(np.float32)
+    drawn = pose_map(torch.from_numpy(moved[None]), _TILE)[0, :3].permute(1, 2, 0).numpy() * 255
+    lines = drawn.max(-1, keepdims=True) > 0
+    return np.where(lines, 0.3 * small + 0.7 * drawn, small).round().astype(np.uint8)

@@ -1,0 +1,344 @@
+"""A folder of generated images -> figures, each with everything it must be printed with.
+
+The names say what an image was generated from: `<source>_2_<target>_vis.png` (PIDM, GFLA, NTED),
+`<source>.jpg___<target>.jpg_vis.jpg` (PATN), `<source>_to_<target>.png` (PCDMs). What follows
+`_vis` tells several images of one source and target apart (seeds).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from pidm_core import feature_metrics as distances
+from pidm_core import feature_networks as networks
+from pidm_core.config import ImageSettings
+from pidm_core.feature_networks import Extractor, Perceptual
+from pidm_core.files import BAD_DATA, ENVIRONMENT, UserError, load_image, sha256, write_bytes
+from pidm_core.image_metrics import PRESETS, SSIM_WINDOW, Preset, bring_to, ssim
+from pidm_core.progress import track
+
+T = TypeVar("T")
+
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+_SEPARATORS = ("_2_", "___", "_to_")
+_FEW_IMAGES = 2048  # below it, FID says more about the number of images than about the images
+_NAMED = 5  # files of one kind that are named before the rest is only counted
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A generated image, and what it should look like."""
+
+    path: Path
+    source: str  # name without suffix; empty where the name does not tell
+    target: Path | None
+    condition: str  # equal for images that differ in the seed alone
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number, and what makes it comparable."""
+
+    name: str
+    value: float
+    how: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.value:.4f}  ({self.how})"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured, and one line for everything that was not."""
+
+    images: int
+    figures: list[Figure]
+    left_out: list[str]
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The networks that are there, and one line for each that is not."""
+
+    extractor: Extractor | None
+    lpips: Perceptual | None
+    lacking: list[str]
+
+
+# ---------------------------------------------------------------- files
+
+
+def image_files(folder: str | Path) -> list[Path]:
+    """The images (.jpg, .png) of a folder, by name; UserError (BAD_DATA) if there is none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder", BAD_DATA)
+    files = [p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and p.name[0] != "."]
+    if not files:
+        raise UserError(f"{folder}: no images (.jpg or .png) in it", BAD_DATA)
+    return sorted(files)
+
+
+def read_pictures(generated: str | Path, targets: str | Path) -> list[Picture]:
+    """The images of a folder with their true targets, by name.
+
+    targets: a folder, in which the file names are looked up, or a CSV with the header
+    `generated,target` (a file name; a path from the CSV's folder). A target of None is unknown.
+    """
+    files, targets = image_files(generated), Path(targets)
+    if targets.is_file():
+        listed = _read_targets(targets)
+        return [Picture(p, "", listed.get(p.name), _condition(p)) for p in files]
+    known = {path.stem: path for path in image_files(targets)}
+    return [_picture(path, known) for path in files]
+
+
+def _read_targets(path: Path) -> dict[str, Path]:
+    rows = csv.DictReader(io.StringIO(path.read_text("utf-8-sig")))
+    if rows.fieldnames != ["generated", "target"]:
+        raise UserError(f"{path}: its first line is not 'generated,target'", BAD_DATA)
+    return {row["generated"]: path.parent / (row["target"] or "") for row in rows}
+
+
+def _condition(path: Path) -> str:
+    return path.stem.partition("_vis")[0]
+
+
+def _picture(path: Path, known: Mapping[str, Path]) -> Picture:
+    """The last place where the name can be cut so that its end is a known target."""
+    words = condition = _condition(path)
+    for separator in _SEPARATORS:
+        head = words
+        while separator in head:
+            head = head.rpartition(separator)[0]
+            target = _stem(words[len(head) + len(separator) :])
+            if target in known:
+                return Picture(path, _stem(head), known[target], condition)
+    return Picture(path, "", None, condition)
+
+
+def _stem(name: str) -> str:
+    for suffix in _SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name
+
+
+# ---------------------------------------------------------------- networks
+
+
+def find_judges(settings: ImageSettings) -> Judges:
+    """Load the networks whose weights lie on the machine; the others are named with their file.
+
+    Raises UserError for a file that is there and is not what it should be.
+    """
+    given = Path(settings.weights) if settings.weights else None
+    size = PRESETS[settings.preset].size
+    folder = given.parent if given and settings.features == "reid" else given
+    lacking: list[str] = []
+
+    def load(what: str, build: Callable[[], T]) -> T | None:
+        try:
+            return build()
+        except UserError as error:
+            if error.code != ENVIRONMENT:
+                raise
+            lacking.append(f"{what}: {error}")
+            return None
+
+    if settings.features == "reid":
+        assert given
+        extractor: Extractor | None = networks.resnet50(given, settings.reid_size)
+    else:
+        extractor = load(
+            "FID, KID (Inception-v3)",
+            lambda: networks.inception(
+                networks.find_weights(networks.INCEPTION_FILES, folder), size
+            ),
+        )
+    lpips = load(
+        "LPIPS (AlexNet)",
+        lambda: networks.lpips(networks.find_weights(networks.ALEXNET_FILES, folder)),
+    )
+    return Judges(extractor, lpips, lacking)
+
+
+# ---------------------------------------------------------------- figures
+
+
+def evaluate(pictures: Sequence[Picture], settings: ImageSettings, judges: Judges) -> Report:
+    """Score generated images: SSIM and LPIPS with their targets, FID and KID with the real ones.
+
+    Precision, recall and diversity are measured in the features of FID. Raises UserError for
+    files that are broken or of unequal size, and if nothing at all could be measured.
+    """
+    preset = PRESETS[settings.preset]
+    pairs = [picture for picture in pictures if picture.target]
+    found: list[Figure | str] = list(judges.lacking)
+    found += _unknown_targets(pictures, settings.targets or settings.real)
+    if pairs:
+        found += _ssim_figures(pairs, preset)
+    if pairs and judges.lpips:
+        found.append(_lpips_figure(pairs, preset, judges.lpips))
+    if judges.extractor:
+        found += _set_figures(pictures, settings, judges.extractor)
+    figures = [item for item in found if isinstance(item, Figure)]
+    left_out = [item for item in found if isinstance(item, str)]
+    if not figures:
+        raise UserError("; ".join(left_out), ENVIRONMENT if judges.lacking else BAD_DATA)
+    return Report(len(pictures), figures, left_out)
+
+
+def _unknown_targets(pictures: Sequence[Picture], targets: str) -> list[Figure | str]:
+    unknown = [picture.path for picture in pictures if not picture.target]
+    if len(unknown) == len(pictures):
+        return [
+            f"SSIM, LPIPS: {unknown[0]}: no target of its name in {targets}, nor of any other's; "
+            "name a folder of true images, or a CSV generated,target, with --targets"
+        ]
+    lines: list[Figure | str] = [
+        f"{path}: no target of its name in {targets}; it counts in FID and KID alone"
+        for path in unknown[:_NAMED]
+    ]
+    more = len(unknown) - _NAMED
+    return lines + ([f"{more:,} more images without a target in {targets}"] if more > 0 else [])
+
+
+def _ssim_figures(pairs: Sequence[Picture], preset: Preset) -> Iterator[Figure | str]:
+    size = load_image(pairs[0].path).shape[:2]
+    uniform, gaussian = [], []
+    for made, true in _pairs(pairs, preset, "SSIM"):
+        if min(size) >= SSIM_WINDOW:
+            uniform.append(ssim(made, true))
+        spread = np.ptp(made.reshape(len(made), -1), axis=1) / 255
+        gaussian.append(ssim(made, true, sigma=preset.sigma, data_range=spread))
+    where, images = f"preset {preset.name}, {_px(size)}", f"{len(pairs):,} images"
+    if uniform:
+        window = f"uniform window of {SSIM_WINDOW} px"
+        yield Figure("SSIM", _mean(uniform), f"{where}, {window}, {images}")
+    else:
+        yield f"SSIM: images of {_px(size)} are smaller than its window of {SSIM_WINDOW} px"
+    window = f"Gaussian window, sigma {preset.sigma} px"
+    yield Figure("SSIM_256", _mean(gaussian), f"{where}, {window}, {images}")
+
+
+def _lpips_figure(pairs: Sequence[Picture], preset: Preset, lpips: Perceptual) -> Figure:
+    values = []
+    for made, true in _pairs(pairs[: preset.whole(len(pairs))], preset, "LPIPS"):
+        a, b = (np.stack([bring_to(x, preset.size) for x in side]) for side in (made, true))
+        values.append(lpips.distance(a, b))
+    return Figure(
+        "LPIPS",
+        _mean(values),
+        f"preset {preset.name}, {_px(a.shape[1:3])}, {lpips.name} {lpips.weights[:8]}, "
+        f"{preset.whole(len(pairs)):,} of {len(pairs):,} images",
+    )
+
+
+def _set_figures(
+    pictures: Sequence[Picture], settings: ImageSettings, extractor: Extractor
+) -> Iterator[Figure | str]:
+    preset = PRESETS[settings.preset]
+    files = image_files(settings.real)
+    chosen = pictures[: preset.whole(len(pictures))]
+    if min(len(chosen), len(files)) < 2:
+        yield f"{extractor.titles[0]}: at least two generated and two real images are needed"
+        return
+    made = _extract([picture.path for picture in chosen], extractor, preset, "generated")
+    files = files[: preset.whole(len(files))]
+    real = _real_features(files, extractor, preset, Path(settings.cache))
+    size = extractor.size or load_image(chosen[0].path).shape[:2]
+    network = f"preset {preset.name}, {_px(size)}, {extractor.name} {extractor.weights[:8]}"
+    how = f"{network}, {len(made):,} generated of {len(pictures):,}, {len(real):,} real"
+    few = min(len(made), len(real)) < _FEW_IMAGES
+    bias = f", biased upwards by fewer than {_FEW_IMAGES:,} images" if few else ""
+    yield Figure(extractor.titles[0], distances.frechet_distance(real, made), how + bias)
+    yield Figure(extractor.titles[1], distances.kernel_distance(real, made), how)
+    k = distances.NEIGHBOURS
+    if min(len(made), len(real)) > k:
+        precision, recall = distances.precision_recall(real, made)
+        yield Figure("precision", precision, f"{how}, k = {k}")
+        yield Figure("recall", recall, f"{how}, k = {k}")
+    conditions = [picture.condition for picture in chosen]
+    spread = distances.diversity(made, conditions)
+    if spread is not None:
+        several = f"{len(made):,} images of {len(set(conditions)):,} conditions"
+        yield Figure("diversity", spread, f"{network}, {several}")
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _real_features(
+    files: Sequence[Path], extractor: Extractor, preset: Preset, cache: Path
+) -> np.ndarray:
+    """Features of the real images, kept in `cache` under the hash of all that they depend on."""
+    key = [extractor.name, extractor.weights, extractor.size, *(sha256(p) for p in files)]
+    path = cache / f"{sha256(json.dumps(key).encode())[:24]}.npy"
+    if path.is_file():
+        try:
+            return np.asarray(np.load(path, allow_pickle=False))
+        except (ValueError, EOFError):
+            pass  # damaged; made anew
+    features = _extract(files, extractor, preset, "real")
+    data = io.BytesIO()
+    np.save(data, features, allow_pickle=False)
+    write_bytes(path, data.getvalue())
+    return features
+
+
+def _extract(files: Sequence[Path], extractor: Extractor, preset: Preset, label: str) -> np.ndarray:
+    """Features (N, D) float32 of image files."""
+    size = None if extractor.size else load_image(files[0]).shape[:2]
+    rows = []
+    for batch in _batches(files, preset.batch_images, f"features, {label}"):
+        images = [_of_size(path, size) for path in batch]
+        rows.append(extractor.features(np.stack([bring_to(x, extractor.size) for x in images])))
+    return np.concatenate(rows)
+
+
+def _pairs(
+    pairs: Sequence[Picture], preset: Preset, label: str
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of generated and of true images, twice uint8 (B, H, W, 3), all of one size."""
+    size = load_image(pairs[0].path).shape[:2]
+    for batch in _batches(pairs, preset.batch_images, label):
+        made = np.stack([_of_size(picture.path, size) for picture in batch])
+        yield made, np.stack([_of_size(p.target, size) for p in batch if p.target])
+
+
+def _of_size(path: Path, size: tuple[int, ...] | None) -> np.ndarray:
+    image = load_image(path)
+    if size and image.shape[:2] != size:
+        raise UserError(
+            f"{path}: {_px(image.shape)}, but the first image has {_px(size)}; bring generated "
+            "images and targets to one size first (how changes the figures)",
+            BAD_DATA,
+        )
+    return image
+
+
+def _batches(items: Sequence[T], size: int, label: str) -> Iterator[list[T]]:
+    batch: list[T] = []
+    for item in track(items, total=len(items), label=label, unit="images", each=1):
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _mean(batches: Sequence[np.ndarray]) -> float:
+    return float(np.concatenate(batches).mean(dtype=np.float64))
+
+
+def _px(size: tuple[int, ...]) -> str:
+    return f"{size[0]}x{size[1]} px"

@@ -1,0 +1,77 @@
+"""Table 2 on drawn people: three networks, five rows, one table."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pidm_core import ablation, load_image
+from pidm_core.config import AblationTable, ModelConfig, SampleConfig, TrainConfig, save_config
+from pidm_core.toy_market import make
+from tools.reproduce_table import main
+
+TINY = ModelConfig(
+    size=(32, 16), patch=2, channels=32, channel_mults=(1, 2), blocks_per_level=1,
+    texture_factors=(2, 4),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("toy"), preset="tiny", workers=1)
+
+
+@pytest.fixture
+def table(drawn: Path, tmp_path: Path) -> AblationTable:
+    return AblationTable(
+        data=str(drawn),
+        name="variants",
+        test_pairs=5,
+        results=str(tmp_path / "results"),
+        model=TINY,
+        train=TrainConfig(
+            steps=4, batch_size=4, lr=1e-2, warmup_steps=1, ema_decay=0, sample_every=0
+        ),
+        sample=SampleConfig(steps=2, batch_size=4),
+    )
+
+
+def test_three_networks_make_the_five_rows_of_the_table(
+    table: AblationTable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "variants.yaml"
+    save_config(table, config)
+    arguments = ["ablation", "--config", str(config)]
+    assert main([*arguments, "--dry-run"]) == 0
+    assert "5 rows of 5 images" in capsys.readouterr().out
+    main(arguments)
+    home = Path(table.results) / "variants"
+    lines = (home / "table.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:7]] == list(ablation.ROWS)
+    images = {row: sorted((home / "images" / row).iterdir()) for row in ablation.ROWS}
+    assert {len(files) for files in images.values()} == {5}
+    assert len({tuple(file.name for file in files) for files in images.values()}) == 1
+    people, pairs = ablation.test_pairs(table)
+    assert load_image(images["TDB"][0]).shape == load_image(people.records[0].path).shape
+    for source, target in pairs:
+        assert people.records[source].pid == people.records[target].pid != 0
+    before = {file: file.stat().st_mtime_ns for files in images.values() for file in files}
+    main(arguments)  # nothing is trained, drawn or measured again
+    assert before == {file: file.stat().st_mtime_ns for file in before}
+    assert "TDB+DCF (done before)" in capsys.readouterr().out
+
+
+def test_rows_of_one_network_differ_by_guidance_alone(table: AblationTable) -> None:
+    for _ in ablation.train_variant(table, "attention"):
+        pass
+    for row in ("TDB", "TDB+CF", "TDB+DCF"):
+        assert sum(ablation.render_row(table, row)) == 5
+    images = [
+        np.stack([load_image(file) for file in sorted(Path(folder).iterdir())])
+        for row, folder in ablation.scored(table).methods.items()
+        if row.startswith("TDB")
+    ]
+    assert not any(np.array_equal(a, b) for a, b in pairwise(images))

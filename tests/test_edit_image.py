@@ -1,0 +1,98 @@
+"""The editing tool on a tiny model and drawn people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pidm_core import UserError, load_image, read_keypoints
+from pidm_core.checkpoint import save_model
+from pidm_core.config import ModelConfig, PIDMConfig, SampleConfig
+from pidm_core.files import BAD_DATA, encode_png
+from pidm_core.model import PIDM
+from tools.edit_image import main
+
+TINY = ModelConfig(
+    size=(32, 16), patch=2, channels=32, channel_mults=(1, 2), blocks_per_level=1,
+    texture_factors=(2, 4),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("run") / "model"
+    config = PIDMConfig(model=TINY, sample=SampleConfig(batch_size=4))
+    save_model(folder, PIDM(TINY).state_dict(), config, card="test")
+    return str(folder)
+
+
+@pytest.fixture
+def people(market: Path) -> tuple[str, str, str]:
+    """Two images whose trunk was found, and the keypoint file."""
+    table = market / "market1501" / "market-annotation-train.csv"
+    whole = [n for n, k in read_keypoints(table).items() if not np.isnan(k[[2, 5, 8, 11]]).any()]
+    folder = market / "market1501" / "bounding_box_train"
+    return str(folder / whole[0]), str(folder / whole[1]), str(table)
+
+
+def test_an_edit_keeps_what_lies_below_the_trunk(
+    model: str, people: tuple[str, str, str], tmp_path: Path
+) -> None:
+    style, reference, table = people
+    out = tmp_path / "edited.png"
+    common = ["--run", model, "--style", style, "--reference", reference, "--keypoints", table]
+    assert main(["appearance", *common, "--steps", "2", "--out", str(out)]) == 0
+    strip = load_image(out)  # style, reference, edited
+    assert strip.shape == (32, 48, 3)
+    kept, edited = strip[:, 16:32], strip[:, 32:]
+    rows = read_keypoints(table)[Path(reference).name][[2, 5, 8, 11], 1]
+    rows *= 32 / load_image(reference).shape[0]
+    below = int(rows.max()) + 2
+    assert np.array_equal(edited[below:], kept[below:])
+    assert not np.array_equal(edited, kept)
+    white = tmp_path / "mask.png"
+    white.write_bytes(encode_png(np.zeros((32, 16, 3), dtype=np.uint8)))
+    main(["appearance", *common, "--steps", "2", "--mask", str(white), "--out", str(out)])
+    strip = load_image(out)
+    assert np.array_equal(strip[:, 16:32], strip[:, 32:])
+
+
+def test_an_interpolation_shows_its_ends_and_frames(
+    model: str, people: tuple[str, str, str], tmp_path: Path
+) -> None:
+    a, b, table = people
+    out = tmp_path / "strip.png"
+    options = ["--run", model, "--style", a, "--to", b, "--keypoints", table, "--frames", "3"]
+    assert main(["interpolate", *options, "--steps", "2", "--out", str(out)]) == 0
+    assert load_image(out).shape == (32, 5 * 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "code"),
+    [
+        (["paint"], "'paint' is no edit", 2),
+        (["appearance"], "--style IMAGE is missing", 2),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(
+    model: str, options: list[str], words: str, code: int
+) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        main([*options, *(["--run", model] if len(options[0]) > 5 else [])])
+    assert caught.value.code == code
+
+
+def test_a_picture_without_joints_is_refused(
+    model: str, people: tuple[str, str, str], tmp_path: Path
+) -> None:
+    a, _, table = people
+    stranger = tmp_path / "stranger.jpg"
+    stranger.write_bytes(Path(a).read_bytes())
+    options = ["--run", model, "--style", a, "--reference", str(stranger), "--keypoints", table]
+    with pytest.raises(UserError, match=r"holds no joints of stranger.jpg") as caught:
+        main(["appearance", *options])
+    assert caught.value.code == BAD_DATA

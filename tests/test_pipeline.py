@@ -1,0 +1,182 @@
+"""The pipeline: independence of the images, appearance editing, style interpolation, tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pidm_core import UserError
+from pidm_core.config import DiffusionConfig, ModelConfig, SampleConfig
+from pidm_core.hardware import place
+from pidm_core.pipeline import PIDMPipeline, slerp
+
+TINY = ModelConfig(
+    size=(32, 16), patch=2, channels=32, channel_mults=(1, 2), blocks_per_level=1,
+    texture_factors=(2, 4),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pipe() -> PIDMPipeline:
+    from pidm_core.model import PIDM
+
+    torch.manual_seed(0)
+    model = PIDM(TINY)
+    for parameter in model.parameters():
+        if parameter.abs().sum() == 0:
+            torch.nn.init.normal_(parameter, std=0.02)
+    settings = SampleConfig(steps=3, batch_size=4)
+    placement = place("fp32", torch.device("cpu"))
+    return PIDMPipeline(model, DiffusionConfig(), settings=settings, placement=placement)
+
+
+def people(count: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(3)
+    sources = rng.integers(0, 256, (count, 32, 16, 3), dtype=np.uint8)
+    return sources, rng.uniform(0, 16, (count, 18, 2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_an_image_does_not_depend_on_its_neighbours(pipe: PIDMPipeline, sampler: str) -> None:
+    sources, keypoints = people(6)
+    pipe = pipe.with_settings(sampler=sampler)
+    together = pipe.render(sources, keypoints, [5, 6, 7, 8, 9, 10])
+    for i in (0, 3, 5):
+        alone = pipe.render(sources[i : i + 1], keypoints[i : i + 1], [5 + i])
+        assert np.array_equal(alone[0], together[i])
+
+
+def test_another_seed_source_or_pose_gives_another_image(pipe: PIDMPipeline) -> None:
+    sources, keypoints = people(2)
+    first = pipe.render(sources[:1], keypoints[:1], [0])
+    assert np.array_equal(first, pipe.render(sources[:1], keypoints[:1], [0]))
+    for other in (
+        pipe.render(sources[:1], keypoints[:1], [1]),
+        pipe.render(sources[1:], keypoints[:1], [0]),
+        pipe.render(sources[:1], keypoints[1:], [0]),
+    ):
+        assert not np.array_equal(first, other)
+
+
+def test_a_call_accepts_paths_images_and_arrays(pipe: PIDMPipeline, market: Path) -> None:
+    path = next((market / "market1501" / "query").iterdir())
+    _, keypoints = people(2)
+    images = pipe([path, str(path)], keypoints, steps=1, guidance="none").images
+    assert images.shape == (2, 32, 16, 3)
+    assert pipe(path, keypoints, seeds=[0, 0], steps=1).images.dtype == np.uint8
+    with pytest.raises(UserError, match="do not match"):
+        pipe([path] * 3, keypoints)
+    with pytest.raises(UserError, match="unknown setting 'step'"):
+        pipe(path, keypoints, step=3)
+
+
+# ---------------------------------------------------------------- appearance editing
+
+
+def mask(rows: int) -> np.ndarray:
+    """True in the upper `rows` rows."""
+    return np.repeat(np.arange(32)[:, None] < rows, 16, axis=1)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm++"])
+def test_outside_the_mask_an_edit_equals_the_reference(pipe: PIDMPipeline, sampler: str) -> None:
+    images, keypoints = people(3)
+    edited = pipe.edit_appearance(
+        images[:1], images[1:], mask(12), keypoints[1:], sampler=sampler
+    ).images
+    assert np.array_equal(edited[:, 12:], images[1:, 12:])
+    assert (edited[:, :12] != images[1:, :12]).mean() > 0.5
+
+
+def test_a_mask_of_everything_is_plain_generation_and_of_nothing_the_reference(
+    pipe: PIDMPipeline,
+) -> None:
+    images, keypoints = people(2)
+    edit = [images[:1], images[1:], mask(32), keypoints[1:]]
+    plain = pipe(images[:1], keypoints[1:]).images
+    assert np.array_equal(pipe.edit_appearance(*edit).images, plain)
+    assert np.array_equal(pipe.edit_appearance(*edit[:2], mask(0), edit[3]).images, images[1:])
+
+
+def test_the_kept_region_guides_the_redrawn_one(pipe: PIDMPipeline) -> None:
+    images, keypoints = people(3)
+    edited = pipe.edit_appearance(
+        images[0], images[1:], mask(12), keypoints[0], seeds=[7, 7]
+    ).images
+    assert not np.array_equal(edited[0, :12], edited[1, :12])
+
+
+def test_a_soft_edge_fades_behind_the_edge_and_keeps_the_rest(pipe: PIDMPipeline) -> None:
+    images, keypoints = people(2)
+    edit = (images[:1], images[1:], mask(16), keypoints[1:])
+    hard, soft = (pipe.edit_appearance(*edit, soften=s).images.astype(int) for s in (0.0, 6.0))
+    assert np.array_equal(soft[:, 16:], images[1:, 16:])
+    far, edge = (np.abs(soft - images[1:])[:, rows].mean() for rows in (slice(0, 6), slice(14, 16)))
+    assert edge < 0.5 * far
+    assert np.abs(hard - images[1:])[:, 14:16].mean() > 2 * edge
+
+
+def test_an_edit_refuses_a_mask_of_another_size(pipe: PIDMPipeline) -> None:
+    images, keypoints = people(1)
+    with pytest.raises(UserError, match=r"the mask is \(16, 32\), the model draws \(32, 16\)"):
+        pipe.edit_appearance(images, images, mask(4).T, keypoints)
+
+
+# ---------------------------------------------------------------- style interpolation
+
+
+def test_the_ends_of_an_interpolation_are_the_two_people(pipe: PIDMPipeline) -> None:
+    images, keypoints = people(2)
+    frames = pipe.interpolate_style(
+        images[0], images[1], keypoints[0], frames=6, seeds=(3, 4)
+    ).images
+    ends = pipe(images, keypoints[0], seeds=[3, 4]).images
+    assert np.abs(frames[[0, 5]].astype(int) - ends).max() <= 1
+    steps = np.abs(np.diff(frames.astype(int), axis=0)).mean((1, 2, 3))
+    assert steps.max() < np.abs(ends[0].astype(int) - ends[1]).mean()
+
+
+def test_slerp_keeps_the_length_of_noise() -> None:
+    a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    torch.testing.assert_close(slerp(a, b, 0.5), torch.tensor([0.5**0.5, 0.5**0.5]))
+    torch.testing.assert_close(slerp(a, b, 1 / 3), torch.tensor([0.75**0.5, 0.5]))
+
+
+def test_an_interpolation_refuses_noise_and_single_frames(pipe: PIDMPipeline) -> None:
+    images, keypoints = people(2)
+    with pytest.raises(UserError, match="1 frames"):
+        pipe.interpolate_style(*images, keypoints[0], 1)
+    with pytest.raises(UserError, match="without noise"):
+        pipe.interpolate_style(*images, keypoints[0], 3, sampler="ddpm")
+
+
+# ---------------------------------------------------------------- four tasks from one model
+
+
+def test_no_source_and_no_pose_are_the_all_zeros_conditions(pipe: PIDMPipeline) -> None:
+    images, keypoints = people(2)
+    pipe = pipe.with_settings(guidance="none", steps=2)
+    drawn = {
+        "both": pipe(images, keypoints, seeds=[0, 1]).images,
+        "pose": pipe(None, keypoints, seeds=[0, 1]).images,
+        "style": pipe(images, None, seeds=[0, 1]).images,
+        "neither": pipe(None, None, seeds=[0, 1]).images,
+    }
+    for name, pictures in drawn.items():
+        assert pictures.shape == (2, 32, 16, 3)
+        others = [drawn[other] for other in drawn if other != name]
+        assert not any(np.array_equal(pictures, other) for other in others)
+    y_T = torch.stack([torch.randn(3, 32, 16, generator=torch.Generator().manual_seed(s))
+                       for s in (0, 1)])  # fmt: skip
+    diffusion, y = pipe.diffusion, y_T
+    with torch.inference_mode():
+        texture = pipe.model.encode(torch.zeros(2, 3, 32, 16))
+        for step in diffusion.sample(
+            lambda y, t: pipe.model(y, t, None, texture), y_T, steps=2, sampler="ddim"
+        ):
+            y = step.y
+    expected = (y.clamp(-1, 1) * 127.5 + 127.5).permute(0, 2, 3, 1).numpy()
+    assert np.abs(drawn["neither"] - expected).max() <= 1

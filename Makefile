@@ -1,5 +1,6 @@
 # make setup   the environment in .venv          make test    all tests
 # make demo    the whole way on drawn people     make check   style, types
+# make slow    the tests that take minutes or much memory
 # make bundled trains the bundled model again (docs/results.md says how the present one was made)
 # SCRATCH=1 demo: PIDM from nothing.  PY=python3 SETUP=0: an interpreter as it is.
 SETUP ?= 1
@@ -9,7 +10,7 @@ SCRATCH ?= 0
 # Without bytecode files every tool would compile torch's Python again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test check bundled
+.PHONY: setup demo test slow check bundled
 ifeq ($(SETUP),1)
 READY = .venv/ready
 endif
@@ -40,6 +41,9 @@ demo: $(READY)
 test: $(READY)
 	$(PY) -m pytest
 
+slow: $(READY)
+	$(PY) -m pytest -m slow
+
 check: $(READY)
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
@@ -47,5 +51,5 @@ check: $(READY)
 
 bundled: $(READY)
 	$(PY) tools/make_toy_market.py --out data/toy_pretrain --seed 1 --train-people pretrain --test-people development --train-identities 3000 --train-images 12000
-	$(PY) tools/train_pidm.py --config configs/toy_market.yaml --out runs/toy_pretrain
+	OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone --nproc-per-node 2 tools/train_pidm.py --config configs/toy_market.yaml --out runs/toy_pretrain
 	$(PY) -c "from pathlib import Path; from pidm_core.checkpoint import bundle; print(bundle(Path('runs/toy_pretrain'), 'toy_market'))"

@@ -110,7 +110,7 @@ def test_four_ddim_steps_are_the_authors(model: PIDM, golden: Named) -> None:
     y = sample_images(
         model,
         Diffusion(DiffusionConfig()),
-        x_s=golden["input.source"],
+        texture=model.encode(golden["input.source"]),
         x_p=golden["input.pose"],
         y_T=golden["input.noisy"],
         settings=SampleConfig(

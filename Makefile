@@ -26,17 +26,21 @@ setup: .venv/ready
 
 ifeq ($(SCRATCH),1)
 RUN = runs/toy_scratch
+NAME = demo_scratch
+FOLDERS = data/scratch
 TRAIN = --train.steps 600 --train.cosine --train.ema-decay 0.98
 else
 RUN = runs/toy_demo
+NAME = demo
+FOLDERS = data
 TRAIN = --train.init toy_market --train.steps 150 --train.lr 3e-4 --train.cosine --train.ema-decay 0.95
 endif
 
 demo: $(READY)
 	$(PY) tools/make_toy_market.py --preset demo --out data/toy_market
 	$(PY) tools/train_pidm.py --config configs/toy_market.yaml --data data/toy_market --out $(RUN) --train.warmup-steps 20 $(TRAIN)
-	$(PY) tools/synthesize.py --ratio 0.4 --run $(RUN)
-	$(PY) tools/reproduce_table.py reid --config configs/demo.yaml --run $(RUN)
+	$(PY) tools/synthesize.py --ratio 0.4 --run $(RUN) --out $(FOLDERS)/toy_market_pidm40
+	$(PY) tools/reproduce_table.py reid --config configs/demo.yaml --run $(RUN) --name $(NAME) --folders $(FOLDERS)
 
 test: $(READY)
 	$(PY) -m pytest

@@ -102,6 +102,9 @@ if TYPE_CHECKING:
         read_keypoints as read_keypoints,
     )
     from pidm_core.keypoints import (
+        rescale as rescale,
+    )
+    from pidm_core.keypoints import (
         write_keypoints as write_keypoints,
     )
     from pidm_core.pipeline import PIDMPipeline as PIDMPipeline
@@ -138,6 +141,7 @@ _HOME = {
     "read_json": "files",
     "read_keypoints": "keypoints",
     "read_market1501": "data",
+    "rescale": "keypoints",
     "run": "files",
     "save_config": "config",
     "sha256": "files",

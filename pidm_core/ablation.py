@@ -16,6 +16,7 @@ from pidm_core.config import AblationTable, Guidance, ImageTable, PIDMConfig, Te
 from pidm_core.data import make_pairs
 from pidm_core.datasets import People, read_people
 from pidm_core.files import encode_png, load_image, write_bytes
+from pidm_core.keypoints import rescale
 from pidm_core.pipeline import PIDMPipeline
 from pidm_core.train import Progress, train
 
@@ -57,7 +58,7 @@ def render_row(table: AblationTable, row: str) -> Iterator[int]:
         numbers = todo[start : start + size]
         opened = [_open(people, int(index)) for index in pairs[numbers].flat]
         sources, targets = [image for image, _ in opened[::2]], opened[1::2]
-        poses = np.stack([_at_size(joints, image, pipe.size) for image, joints in targets])
+        poses = np.stack([rescale(joints, image.shape[:2], pipe.size) for image, joints in targets])
         drawn = pipe(sources, poses, seeds=numbers).images
         for image, number, (target, _) in zip(drawn, numbers, targets, strict=True):
             shown = Image.fromarray(image)
@@ -82,11 +83,6 @@ def _open(people: People, index: int) -> tuple[np.ndarray, np.ndarray]:
     record = people.records[index]
     image, joints = load_image(record.path), people.keypoints[record.name]
     return people.view(image, joints) if people.view else (image, joints)
-
-
-def _at_size(joints: np.ndarray, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    ratio = np.array(size[::-1]) / image.shape[1::-1]
-    return np.asarray((joints + 0.5) * ratio - 0.5, dtype=np.float32)
 
 
 def _path(table: AblationTable, row: str, people: People, pair: np.ndarray) -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pidm_core.files import BAD_DATA, UserError, load_image
-from pidm_core.keypoints import inside, mirror, missing, outside, passes_patn
+from pidm_core.keypoints import inside, mirror, missing, outside, passes_patn, rescale
 
 log = logging.getLogger(__name__)
 
@@ -342,8 +342,7 @@ class Pairs:
         joints[outside(joints, image.shape[:2])] = np.nan
         if image.shape[:2] == self.size:
             return image, joints
-        ratio = np.array(self.size[::-1]) / image.shape[1::-1]
-        return _resize(image, self.size), ((joints + 0.5) * ratio - 0.5).astype(np.float32)
+        return _resize(image, self.size), rescale(joints, image.shape[:2], self.size)
 
 
 def _resize(

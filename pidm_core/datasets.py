@@ -25,7 +25,7 @@ from pidm_core.data import (
     read_market1501,
 )
 from pidm_core.files import BAD_DATA, UserError, _read_text, load_image
-from pidm_core.keypoints import read_keypoints
+from pidm_core.keypoints import read_keypoints, rescale
 from pidm_core.pair_lists import fashion_key, name_records, read_pairs
 
 log = logging.getLogger(__name__)
@@ -171,8 +171,7 @@ def fashion_view(border: bool, *, framed: bool) -> View:
         image = image[:, cut : image.shape[1] - cut]
         if not framed:
             return image, joints - np.array([cut, 0], dtype=np.float32)
-        ratio = np.array(image.shape[1::-1]) / _CUT_FRAME[::-1]
-        return image, ((joints + 0.5) * ratio - 0.5).astype(np.float32)
+        return image, rescale(joints, _CUT_FRAME, image.shape[:2])
 
     return view
 

@@ -33,6 +33,7 @@ from pidm_core.keypoints import (
     outside,
     read_csv,
     read_keypoints,
+    rescale,
     write_keypoints,
 )
 from pidm_core.pose import pose_map
@@ -255,8 +256,7 @@ def _overlay(image: np.ndarray, joints: np.ndarray) -> np.ndarray:
     from PIL import Image
 
     small = np.asarray(Image.fromarray(image).resize(_TILE[::-1]), dtype=np.float32)
-    ratio = np.array(_TILE[::-1]) / image.shape[1::-1]
-    moved = ((joints + 0.5) * ratio - 0.5).astype(np.float32)
+    moved = rescale(joints, image.shape[:2], _TILE)
     drawn = pose_map(torch.from_numpy(moved[None]), _TILE)[0, :3].permute(1, 2, 0).numpy() * 255
     lines = drawn.max(-1, keepdims=True) > 0
     return np.where(lines, 0.3 * small + 0.7 * drawn, small).round().astype(np.uint8)

@@ -307,6 +307,17 @@ def _refuse_normalised(joints: np.ndarray, path: Path) -> None:
         raise UserError(f"{path}: all coordinates are at most 1; pixels are expected", BAD_DATA)
 
 
+def rescale(keypoints: np.ndarray, before: tuple[int, ...], after: tuple[int, ...]) -> np.ndarray:
+    """Joints (…, 18, 2) of an image of `before` (height, width), in px of its resize to `after`.
+
+    Pixels are squares around whole numbers, as Pillow resizes; equal sizes change no byte.
+    """
+    if before == after:
+        return keypoints
+    ratio = np.array([after[1] / before[1], after[0] / before[0]])
+    return np.asarray((keypoints + 0.5) * ratio - 0.5, dtype=np.float32)
+
+
 def mirror(keypoints: np.ndarray, width: int) -> np.ndarray:
     """Keypoints of the flipped image: x -> width - 1 - x, left and right swapped; (..., 18, 2)."""
     flipped = np.array(keypoints)[..., _SWAPPED, :]

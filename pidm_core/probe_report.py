@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from pidm_core.files import read_json
 from pidm_core.hardware import to_uint8
+from pidm_core.keypoints import rescale
 from pidm_core.pipeline import PIDMPipeline
 from pidm_core.pose import pose_map
 from pidm_core.probe import Probe, Render, choose_pairs, read_crowd, settings
@@ -149,8 +150,7 @@ def at_size(pipe: PIDMPipeline, size: tuple[int, int]) -> Render:
         return np.stack([np.asarray(image) for image in small])
 
     def render(sources: np.ndarray, keypoints: np.ndarray, seeds: list[int]) -> np.ndarray:
-        ratio = np.array(pipe.size[::-1]) / size[::-1]
-        joints = ((keypoints + 0.5) * ratio - 0.5).astype(np.float32)
+        joints = rescale(keypoints, size, pipe.size)
         return resized(pipe.render(resized(sources, pipe.size), joints, seeds), size)
 
     return pipe.render if pipe.size == size else render

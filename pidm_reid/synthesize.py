@@ -23,6 +23,7 @@ from pidm_core import (
     encode_jpeg,
     load_image,
     read_keypoints,
+    rescale,
     sha256,
     write_bytes,
 )
@@ -249,7 +250,7 @@ def render_batch(
     if len({source.shape for source in sources}) > 1:
         raise UserError("the source images differ in size; the renderer needs one", BAD_DATA)
     keypoints = [
-        _scale(work.poses.keypoints[recipe.pose], sizes.of(recipe.pose), sources[0].shape[:2])
+        rescale(work.poses.keypoints[recipe.pose], sizes.of(recipe.pose), sources[0].shape[:2])
         for recipe in padded
     ]
     images = generator.render(
@@ -285,14 +286,6 @@ def _source(path: Path, size: tuple[int, int] | None) -> np.ndarray:
         Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC)
     )
     return resized
-
-
-def _scale(keypoints: np.ndarray, frame: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    if frame == size:  # the very bytes: the oracle knows poses by them
-        return keypoints
-    ratio = np.array([size[1] / frame[1], size[0] / frame[0]])
-    scaled: np.ndarray = ((keypoints + 0.5) * ratio - 0.5).astype(np.float32)
-    return scaled
 
 
 def ledger_entry(recipe: Recipe, generator: Generator, data: bytes) -> dict[str, Any]:

@@ -22,7 +22,7 @@ ARROWS = {
         "feature_networks": "checkpoint hardware",
         "evaluation": "feature_metrics feature_networks image_metrics progress",
         "image_table": "evaluation keypoints pose",
-        "ablation": "data datasets pipeline train",
+        "ablation": "data datasets keypoints pipeline train",
         "pose": "keypoints",
         "data": "keypoints pose",
         "pair_lists": "data keypoints",
@@ -42,7 +42,7 @@ ARROWS = {
         "user_study": "keypoints pose",
         "probe_networks": "hardware keypoints",
         "probe": "data diffusion garments image_metrics keypoints probe_networks",
-        "probe_report": "hardware pipeline pose probe probe_networks toy_market",
+        "probe_report": "hardware keypoints pipeline pose probe probe_networks toy_market",
     },
     "pidm_reid": {
         "config": "", "compat": "", "folder": "", "plan": "", "retrieval": "",

@@ -17,6 +17,7 @@ from pidm_core.keypoints import (
     orientation,
     passes_patn,
     read_keypoints,
+    rescale,
     write_keypoints,
 )
 
@@ -356,3 +357,11 @@ def test_the_real_training_annotations() -> None:
     assert len(table) == 12_936
     assert passes_patn(joints).sum() == 12_116
     assert np.isnan(joints).all((1, 2)).sum() == 419
+
+
+def test_rescaled_joints_stay_on_their_pixel_squares() -> None:
+    # Twice as large: the middle of pixel 0 (from -0.5 to 0.5) is the edge of the new 0 and 1.
+    joints = np.array([[0.0, 0.0], [31.0, 63.0], [np.nan, np.nan]], dtype=np.float32)
+    moved = rescale(joints, (64, 32), (128, 64))
+    np.testing.assert_array_equal(moved, [[0.5, 0.5], [62.5, 126.5], [np.nan, np.nan]])
+    assert rescale(joints, (64, 32), (64, 32)) is joints

@@ -138,17 +138,14 @@ def _image(pipe: PIDMPipeline, path: str, flag: str) -> np.ndarray:
 
 def _joints(pipe: PIDMPipeline, file: str, path: str) -> np.ndarray:
     """The joints (18, 2) of an image, in px of the model's size."""
-    import numpy as np
-
-    from pidm_core import load_image, read_keypoints
+    from pidm_core import load_image, read_keypoints, rescale
 
     if not file:
         raise UserError("--keypoints FILE is missing")
     table, name = read_keypoints(file), Path(path).name
     if name not in table:
         raise UserError(f"{file}: holds no joints of {name}", BAD_DATA)
-    ratio = np.array(pipe.size[::-1]) / load_image(path).shape[1::-1]
-    return np.asarray((table[name] + 0.5) * ratio - 0.5, dtype=np.float32)
+    return rescale(table[name], load_image(path).shape[:2], pipe.size)
 
 
 def _box(joints: np.ndarray, word: str, size: tuple[int, int]) -> np.ndarray | None:

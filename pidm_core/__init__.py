@@ -14,6 +14,9 @@ if TYPE_CHECKING:
         PIDMConfig as PIDMConfig,
     )
     from pidm_core.config import (
+        Sampling as Sampling,
+    )
+    from pidm_core.config import (
         load_config as load_config,
     )
     from pidm_core.config import (
@@ -122,6 +125,7 @@ _HOME = {
     "PIDMPipeline": "pipeline",
     "Record": "data",
     "SKIPPED": "files",
+    "Sampling": "config",
     "TERMINATED": "files",
     "USAGE": "files",
     "UserError": "files",

@@ -154,6 +154,31 @@ class SampleConfig:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """Changes to a trained model's own SampleConfig; what is not given stays."""
+
+    sampler: Sampler | None = None
+    """ddim, ddpm or dpm++ (default: the model's own)."""
+    steps: int | None = None
+    """Denoising steps (default: the model's own)."""
+    spacing: Spacing | None = None
+    """leading or trailing (default: the model's own)."""
+    clip: bool | None = None
+    """Keep every predicted y_0 within [-1, 1] (default: the model's own)."""
+    guidance: Guidance | None = None
+    """dcf, chain, cf, style or none (default: the model's own)."""
+    w_p: float | None = None
+    """Guidance weight of the pose (default: the model's own)."""
+    w_s: float | None = None
+    """Guidance weight of the style (default: the model's own)."""
+
+    def changes(self) -> dict[str, Any]:
+        """What was given, by the names of SampleConfig."""
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(Sampling)}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
 class PIDMConfig:
     """One training run of PIDM."""
 
@@ -176,11 +201,19 @@ class AblationTable(PIDMConfig):
     name: str = "ablation"
     """Name of the table; its results lie in results/NAME."""
     test_pairs: int = 200
-    """Pairs of the test images that are drawn and scored."""
+    """Pairs of the test images that are drawn and scored (0 = all)."""
+    features: Literal["inception", "reid"] = "inception"
+    """inception for FID and KID; reid for the same distances in a re-ID network."""
     weights: str = ""
-    """Folder of Inception's and AlexNet's weights beside torch's cache."""
+    """Folder of Inception's and AlexNet's weights beside torch's cache; for reid its file."""
+    reid_size: tuple[int, int] = (256, 128)
+    """Height and width of the re-ID network's input in pixels."""
     results: str = "results"
     """Folder of the results of all tables."""
+
+    def __post_init__(self) -> None:
+        if self.test_pairs < 0:
+            raise UserError("test_pairs: must be at least 1, or 0 for all")
 
 
 @dataclass(frozen=True)
@@ -268,6 +301,9 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
     return cls(**given)
 
 
+_NOTHING = (None, "null", "none", "None", "~", "")
+
+
 def _coerce(value: Any, kind: Any, where: str) -> Any:
     """`value` (text or a JSON value) as the declared type `kind`."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
@@ -276,9 +312,10 @@ def _coerce(value: Any, kind: Any, where: str) -> Any:
             raise UserError(f"{where}: expected a section with keys, got {value!r}")
         return from_dict(typing.cast(type[Any], kind), value, f"{where}.")
     if origin in (types.UnionType, typing.Union):  # X | None
-        if value is None or value in ("null", "none", "None", "~", ""):
+        known = next(a for a in args if a is not type(None))
+        if value not in typing.get_args(known) and value in _NOTHING:  # guidance has a "none"
             return None
-        return _coerce(value, next(a for a in args if a is not type(None)), where)
+        return _coerce(value, known, where)
     if origin is Literal:
         if value in args:
             return value
@@ -423,7 +460,11 @@ def parse(
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     paths = dict(_flags(cls))
     for flag, (path, kind, default, text) in paths.items():
-        options: dict[str, Any] = {"dest": path, "help": f"{text} (default: {_show(default)})"}
+        if "(default" not in text:
+            text = f"{text} (default: {_show(default)})"
+        options: dict[str, Any] = {"dest": path, "help": text}
+        if default is None:  # X | None
+            kind = next(arg for arg in typing.get_args(kind) if arg is not type(None))
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif typing.get_origin(kind) is Literal:

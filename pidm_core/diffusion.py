@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pidm_core.config import DiffusionConfig, Guidance, SampleConfig, Sampler, Spacing
+from pidm_core.files import UserError
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """(y_t (B, 3, H, W), t (B,)) -> (B, 6, H, W): eps (guided or not) and the variance channels v."""
@@ -102,12 +103,21 @@ class Diffusion:
     def timesteps(self, steps: int, spacing: Spacing) -> list[int]:
         """The noise levels visited, most noise first.
 
-        'leading' is the authors' range(0, T, T // n); 'trailing' starts at T - 1 exactly.
+        'trailing' starts at T - 1 exactly; 'leading' takes every k-th level from 0 on, as the
+        authors do. Raises UserError for more steps than levels, and for a number that no k gives.
         """
         T = self.config.T
-        if spacing == "leading":
-            return list(range(0, T, max(1, T // steps)))[::-1][-steps:] if steps <= T else []
-        return [round(T - i * T / steps) - 1 for i in range(steps)]
+        if not 1 <= steps <= T:
+            raise UserError(f"{steps} steps are not between 1 and the {T} noise levels")
+        if spacing == "trailing":
+            return [round(T - i * T / steps) - 1 for i in range(steps)]
+        levels = range(0, T, math.ceil(T / steps))
+        if len(levels) != steps:
+            raise UserError(
+                f"{steps} steps: 'leading' takes every k-th of the {T} levels, which gives "
+                f"{len(levels)} steps, but never {steps}; take 'trailing', or such a number"
+            )
+        return list(levels)[::-1]
 
     def sample(
         self,

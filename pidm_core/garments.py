@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from pidm_core.files import BAD_DATA, UserError
 from pidm_core.keypoints import L_HIP, NECK, R_HIP
 
 _R_KNEE, _L_KNEE = 9, 12
+_CORNERS = {"upper": (2, 5, 8, 11), "lower": (8, 11, 10, 13)}  # shoulders, hips; hips, ankles
 _SPINE = (0.25, 0.85)  # stretch between neck (0) and the middle of the hips (1)
 _THIGH = (0.15, 0.55)  # stretch between hip (0) and knee (1)
 _SPINE_RADIUS, _THIGH_RADIUS = 0.14, 0.10  # in torso lengths
@@ -63,6 +65,20 @@ def garment_regions(joints: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         for hip, knee in ((R_HIP, _R_KNEE), (L_HIP, _L_KNEE))
     )
     return np.stack([upper, right | left])
+
+
+def garment_box(joints: np.ndarray, garment: str, size: tuple[int, int]) -> np.ndarray:
+    """The box around a garment and some loose cloth: (18, 2) px -> bool (H, W).
+
+    garment: "upper" or "lower". Raises UserError if its joints are not all in the picture.
+    """
+    corners = np.asarray(joints)[list(_CORNERS[garment])]
+    if np.isnan(corners).any():
+        raise UserError(f"{garment} garment: its joints are not all in the picture", BAD_DATA)
+    margin = np.array([0.3 * float(np.ptp(corners[:, 1])), 0])
+    low, high = corners.min(0) - margin, corners.max(0) + margin
+    y, x = np.indices(size)
+    return np.asarray((x >= low[0]) & (x <= high[0]) & (y >= low[1]) & (y <= high[1]))
 
 
 def _near(

@@ -83,8 +83,8 @@ class PIDMPipeline:
         sources: B paths, PIL images or uint8 (H, W, 3) arrays, resized to `size` if need be;
         keypoints: (B, 18, 2) px of the output frame, NaN = missing;
         seeds: B numbers (default 0, 1, …); settings: steps, w_p, w_s, guidance, sampler, …
-        One source or one pose is used for all. None instead of sources or keypoints leaves that
-        to chance: one model draws from pose alone, style alone, both or neither.
+        One source or one pose is used for all the others and all seeds. None instead of sources
+        or keypoints leaves that to chance: one model draws from pose, style, both or neither.
         Raises UserError for counts that do not match.
         """
         pipe = self.with_settings(**settings) if settings else self
@@ -92,7 +92,7 @@ class PIDMPipeline:
         poses = None if keypoints is None else _poses(keypoints)
         given = {"sources": images, "poses": poses}
         parts: dict[str, Sized] = {name: x for name, x in given.items() if x is not None}
-        count = max(map(len, parts.values()), default=len(seeds or [0]))
+        count = max(map(len, [*parts.values(), seeds or [0]]))
         numbers = list(range(count)) if seeds is None else list(seeds)
         _same_count(count, seeds=numbers, **parts)
         return Output(pipe._draw(_repeated(images, count), _repeated(poses, count), numbers))
@@ -279,7 +279,9 @@ class PIDMPipeline:
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     """Spherical interpolation: between unit noises it stays unit noise, a mean would not."""
-    angle = torch.acos((a * b).sum() / (a.norm() * b.norm()))
+    angle = torch.acos(((a * b).sum() / (a.norm() * b.norm())).clamp(-1, 1))
+    if angle < 1e-3:  # nearly one direction, where the formula divides nothing by nothing
+        return torch.lerp(a, b, share)
     return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
 
 

@@ -18,23 +18,25 @@ def track(
     label: str,
     unit: str,
     each: int = 0,
-    done: int = 0,
+    at: Callable[[T], int] | None = None,
     note: Callable[[T], str] | None = None,
 ) -> Iterator[T]:
     """Pass `counts` on and show how far it is, how fast and how long it will take.
 
-    An item is the number of finished units, or stands for `each` of them; `done` were finished
-    before; `note` says more about the newest item.
+    An item is the number of finished units, or stands for `each` of them; `at` tells how many
+    units are done at an item, if some were before; `note` says more about the newest item.
     """
     if sys.stderr.isatty():
-        yield from _bar(
-            counts, total=total, label=label, unit=unit, each=each, done=done, note=note
-        )
+        yield from _bar(counts, total=total, label=label, unit=unit, each=each, at=at, note=note)
         return
     start = said = time.monotonic()
-    before = done
+    done: int | None = None
+    before = 0
     for item in counts:
-        done += each or int(item)  # type: ignore[call-overload]
+        units = each or int(item)  # type: ignore[call-overload]
+        if done is None:
+            done = before = at(item) - units if at else 0
+        done += units
         now = time.monotonic()
         if now - said > LINE_EVERY_S or (done >= total and now - start > 1):
             said = now
@@ -56,14 +58,17 @@ def _bar(
     label: str,
     unit: str,
     each: int,
-    done: int,
+    at: Callable[[T], int] | None,
     note: Callable[[T], str] | None,
 ) -> Iterator[T]:
     from tqdm import tqdm
 
-    with tqdm(total=total, initial=done, desc=label, unit=f" {unit}", smoothing=0.1) as bar:
-        for item in counts:
-            bar.update(each or int(item))  # type: ignore[call-overload]
+    with tqdm(total=total, desc=label, unit=f" {unit}", smoothing=0.1) as bar:
+        for number, item in enumerate(counts):
+            units = each or int(item)  # type: ignore[call-overload]
+            if at and not number:
+                bar.n = bar.initial = at(item) - units
+            bar.update(units)
             if note:
                 bar.set_postfix_str(note(item), refresh=False)
             yield item

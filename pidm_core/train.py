@@ -33,6 +33,7 @@ from pidm_core.files import BAD_DATA, UserError, encode_png, write_bytes, write_
 from pidm_core.hardware import Placement, place, to_uint8
 from pidm_core.model import PIDM
 from pidm_core.pose import pose_map
+from pidm_core.progress import track
 from pidm_core.state import State
 
 log = logging.getLogger(__name__)
@@ -123,6 +124,19 @@ def train(config: PIDMConfig, run: Path) -> Iterator[Progress]:
             yield progress
             if stopping:
                 break
+
+
+def watch(steps: Iterator[Progress], *, total: int, label: str) -> Iterator[Progress]:
+    """Pass the steps on and show how far the training is."""
+    return track(
+        steps,
+        total=total,
+        label=label,
+        unit="steps",
+        each=1,
+        at=lambda p: p.step,
+        note=lambda p: f"{p.images_per_second:.1f} images/s, loss {p.loss:.4f}",
+    )
 
 
 class HybridLoss(nn.Module):

@@ -5,23 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pidm_core import UserError
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a trained PIDM generates; what is not given is as its run folder says."""
-
-    sampler: Literal["ddim", "ddpm"] | None = None
-    """ddim or ddpm."""
-    steps: int | None = None
-    """Denoising steps."""
-    guidance: Literal["dcf", "chain", "cf", "style", "none"] | None = None
-    """dcf, chain, cf, style or none."""
-    w_p: float | None = None
-    """Guidance weight of the pose."""
-    w_s: float | None = None
-    """Guidance weight of the style."""
+from pidm_core import Sampling, UserError
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
-from pidm_core import PIDMConfig, UserError, load_config, to_dict, toy_market
-from pidm_reid.config import Sampling
+from pidm_core import PIDMConfig, Sampling, UserError, load_config, to_dict, toy_market
 from pidm_reid.synthesize import Generator
 
 BUNDLED, BUNDLED_DATA = "toy_market", Path("data/toy_market")
@@ -34,9 +32,7 @@ def pidm(run: str, *, sampling: Sampling, data: Path) -> Generator:
     from pidm_core import PIDMPipeline
 
     run = run or newest_run()
-    given = {field.name: getattr(sampling, field.name) for field in dataclasses.fields(Sampling)}
-    changes = {key: value for key, value in given.items() if value is not None}
-    pipe = PIDMPipeline.from_pretrained(run).with_settings(**changes)
+    pipe = PIDMPipeline.from_pretrained(run).with_settings(**sampling.changes())
     return Generator(
         pipe.render,
         pipe.fingerprint,

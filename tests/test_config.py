@@ -10,6 +10,7 @@ import pytest
 
 from pidm_core.config import (
     PIDMConfig,
+    Sampling,
     from_dict,
     load_config,
     parse,
@@ -177,6 +178,15 @@ def test_impossible_values_are_refused(section: str, key: str, value: object) ->
 
 
 # ---------------------------------------------------------------- the command line
+
+
+def test_no_guidance_is_a_guidance_and_not_nothing() -> None:
+    def read(*flags: str) -> dict[str, object]:
+        options = parse(Sampling, [*flags], prog="x", description="", example="")
+        return options.changes()
+
+    assert read("--guidance", "none", "--no-clip") == {"guidance": "none", "clip": False}
+    assert read("--steps", "none") == read() == {}
 
 
 def test_flags_override_the_file_which_overrides_the_defaults(tmp_path: Path) -> None:

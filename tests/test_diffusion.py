@@ -21,6 +21,7 @@ from pidm_core.diffusion import (
     guided,
     sample_images,
 )
+from pidm_core.files import UserError
 
 SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 2e-2}
 
@@ -102,6 +103,27 @@ def test_ddpm_equals_diffusers_learned_range(diffusion: Diffusion, count: int) -
 def test_the_authors_four_steps_are_750_500_250_0(diffusion: Diffusion) -> None:
     assert diffusion.timesteps(4, "leading") == [750, 500, 250, 0]
     assert diffusion.timesteps(4, "trailing") == [999, 749, 499, 249]
+
+
+@pytest.mark.parametrize(
+    ("steps", "spacing", "words"),
+    [
+        (0, "trailing", "0 steps are not between 1 and the 1000 noise levels"),
+        (1001, "trailing", "1001 steps are not between"),
+        (600, "leading", "gives 500 steps, but never 600"),
+    ],
+)
+def test_impossible_numbers_of_steps_are_refused(
+    diffusion: Diffusion, steps: int, spacing: str, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        diffusion.timesteps(steps, spacing)  # type: ignore[arg-type]
+
+
+def test_leading_steps_are_every_kth_level() -> None:
+    diffusion = Diffusion(DiffusionConfig())
+    assert diffusion.timesteps(30, "leading") == list(range(0, 1000, 34))[::-1]
+    assert diffusion.timesteps(1000, "leading") == list(range(1000))[::-1]
 
 
 def test_log_variance_interpolates_the_two_bounds(diffusion: Diffusion) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from pidm_core import UserError, load_image, read_keypoints
+from pidm_core import PIDMPipeline, UserError, load_image, read_keypoints
 from pidm_core.checkpoint import save_model
 from pidm_core.config import ModelConfig, PIDMConfig, SampleConfig
 from pidm_core.files import BAD_DATA, encode_png
@@ -26,7 +28,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("run") / "model"
     config = PIDMConfig(model=TINY, sample=SampleConfig(batch_size=4))
-    save_model(folder, PIDM(TINY).state_dict(), config, card="test")
+    network = PIDM(TINY)
+    for parameter in network.parameters():  # what starts as zero would hide the conditions
+        torch.nn.init.normal_(parameter, std=0.05)
+    save_model(folder, network.state_dict(), config, card="test")
     return str(folder)
 
 
@@ -68,13 +73,37 @@ def test_an_interpolation_shows_its_ends_and_frames(
     out = tmp_path / "strip.png"
     options = ["--run", model, "--style", a, "--to", b, "--keypoints", table, "--frames", "3"]
     assert main(["interpolate", *options, "--steps", "2", "--out", str(out)]) == 0
-    assert load_image(out).shape == (32, 5 * 16, 3)
+    strip = load_image(out)
+    assert strip.shape == (32, 5 * 16, 3)
+    for given, shown in ((a, strip[:, :16]), (b, strip[:, -16:])):
+        small = Image.fromarray(load_image(given)).resize((16, 32), Image.Resampling.BICUBIC)
+        assert np.array_equal(shown, small)
+    frames = [strip[:, 16 * k : 16 * (k + 1)] for k in (1, 2, 3)]
+    assert not any(np.array_equal(x, y) for x, y in pairwise(frames))
+
+
+def test_one_model_draws_from_style_and_pose_either_or_neither(
+    model: str, people: tuple[str, str, str], tmp_path: Path
+) -> None:
+    style, pose, table = people
+    out = tmp_path / "drawn.png"
+    common = ["draw", "--run", model, "--steps", "2", "--count", "2", "--out", str(out)]
+    drawn = []
+    for given in ([], ["--style", style], ["--pose", pose], ["--style", style, "--pose", pose]):
+        assert main([*common, "--keypoints", table, *given]) == 0
+        strip = load_image(out)
+        assert strip.shape == (32, (len(given) // 2 + 2) * 16, 3)
+        drawn.append(strip[:, -32:])
+    assert not any(np.array_equal(a, b) for a, b in combinations(drawn, 2))
+    pipe = PIDMPipeline.from_pretrained(model)
+    neither = pipe(None, None, seeds=[0, 1], steps=2).images
+    assert np.array_equal(drawn[0], np.concatenate(list(neither), axis=1))
 
 
 @pytest.mark.parametrize(
     ("options", "words", "code"),
     [
-        (["paint"], "'paint' is no edit", 2),
+        (["paint"], "'paint' is none of draw, appearance, interpolate", 2),
         (["appearance"], "--style IMAGE is missing", 2),
     ],
 )

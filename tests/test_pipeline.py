@@ -145,6 +145,20 @@ def test_slerp_keeps_the_length_of_noise() -> None:
     torch.testing.assert_close(slerp(a, b, 1 / 3), torch.tensor([0.75**0.5, 0.5]))
 
 
+def test_between_equal_noises_lies_the_same_noise() -> None:
+    for seed in range(8):  # the cosine of their angle is 1 up to rounding, which seeds decide
+        y = torch.randn(3, 64, 32, generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(slerp(y, y, 0.5), y)
+
+
+def test_one_source_and_pose_are_drawn_with_every_seed(pipe: PIDMPipeline) -> None:
+    source = np.full((32, 16, 3), 99, dtype=np.uint8)
+    pose = np.random.default_rng(0).uniform(0, 16, (1, 18, 2))
+    images = pipe(source, pose, seeds=[3, 4]).images
+    assert len(images) == 2
+    assert np.array_equal(images[1], pipe(source, pose, seeds=[4]).images[0])
+
+
 def test_an_interpolation_refuses_noise_and_single_frames(pipe: PIDMPipeline) -> None:
     images, keypoints = people(2)
     with pytest.raises(UserError, match="1 frames"):

@@ -1,4 +1,5 @@
-"""Edit people: `appearance` redraws a region in another's style, `interpolate` goes between two.
+"""Draw and edit people: `draw` shows a style in a pose, or leaves either or both to chance,
+`appearance` redraws a region in another's style, `interpolate` goes from one style to another.
 
 Images are named by path; their joints are looked up by file name in the keypoint file.
 """
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pidm_core import BAD_DATA, DONE, UserError, parse, run
+from pidm_core import BAD_DATA, DONE, Sampling, UserError, parse, run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,12 +22,11 @@ EXAMPLE = (
     "python tools/edit_image.py appearance --style A.jpg --reference B.jpg --mask upper "
     "--keypoints market-annotation-train.csv"
 )
-_WORDS = {"upper": (2, 5, 8, 11), "lower": (8, 11, 10, 13)}  # shoulders and hips; hips and ankles
 
 
 @dataclass(frozen=True)
-class Common:
-    """What both edits need."""
+class Common(Sampling):
+    """What every picture needs."""
 
     run: str = "toy_market"
     """Run folder or bundled model."""
@@ -36,10 +36,22 @@ class Common:
     """Keypoint file with the joints of the pose's image."""
     out: str = "edited.png"
     """Picture to write: the images given, then what was drawn."""
-    steps: int = 20
-    """Denoising steps."""
     seed: int = 0
     """Seed of the noise."""
+
+
+@dataclass(frozen=True)
+class Draw(Common):
+    """A person in a pose: the style left out, the pose left out, or both."""
+
+    pose: str = ""
+    """Image whose pose is taken."""
+    count: int = 4
+    """Images, of as many seeds."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UserError("count: must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -72,17 +84,24 @@ def main(argv: list[str] | None = None) -> int:
     kind, *rest = argv or [""]
     if kind.startswith("-"):
         kind, rest = "appearance", argv
-    kinds = {"appearance": Appearance, "interpolate": Interpolate}
+    kinds: dict[str, type[Common]] = {
+        "draw": Draw,
+        "appearance": Appearance,
+        "interpolate": Interpolate,
+    }
     if kind not in kinds:
-        raise UserError(f"'{kind}' is no edit; known are appearance, interpolate ({EXAMPLE})")
-    options = parse(kinds[kind], rest, prog="edit_image", description=__doc__, example=EXAMPLE)
+        raise UserError(f"'{kind}' is none of {', '.join(kinds)} (example: {EXAMPLE})")
+    tool = f"edit_image {kind}"
+    options = parse(kinds[kind], rest, prog=tool, description=__doc__, example=EXAMPLE)
 
     import numpy as np
 
     from pidm_core import PIDMPipeline, encode_png, write_bytes
 
-    pipe = PIDMPipeline.from_pretrained(options.run)
-    if isinstance(options, Appearance):
+    pipe = PIDMPipeline.from_pretrained(options.run).with_settings(**options.changes())
+    if isinstance(options, Draw):
+        images = _draw(pipe, options)
+    elif isinstance(options, Appearance):
         images = _appearance(pipe, options)
     else:
         assert isinstance(options, Interpolate)
@@ -92,22 +111,35 @@ def main(argv: list[str] | None = None) -> int:
     return DONE
 
 
+def _draw(pipe: PIDMPipeline, options: Draw) -> np.ndarray:
+    """The style image and the pose's, where given, and the drawn ones."""
+    import numpy as np
+
+    given = [_image(pipe, path, "") for path in (options.style, options.pose) if path]
+    joints = _joints(pipe, options.keypoints, options.pose)[None] if options.pose else None
+    seeds = range(options.seed, options.seed + options.count)
+    drawn = pipe(given[0] if options.style else None, joints, seeds=seeds)
+    return np.concatenate([*(image[None] for image in given), drawn.images])
+
+
 def _appearance(pipe: PIDMPipeline, options: Appearance) -> np.ndarray:
     """Style, reference and the edited image."""
     import numpy as np
+
+    from pidm_core.garments import garment_box
 
     style, reference = (
         _image(pipe, options.style, "style"),
         _image(pipe, options.reference, "reference"),
     )
     joints = _joints(pipe, options.keypoints, options.reference)
-    mask = _box(joints, options.mask, pipe.size)
-    if mask is None:
+    if options.mask in ("upper", "lower"):
+        mask = garment_box(joints, options.mask, pipe.size)
+    else:
         mask = _image(pipe, options.mask, "mask").mean(2) > 127
     edited = pipe.edit_appearance(
-        style, reference, mask, joints,
-        soften=options.soften, seeds=[options.seed], steps=options.steps,
-    )  # fmt: skip
+        style, reference, mask, joints, soften=options.soften, seeds=[options.seed]
+    )
     return np.concatenate([style[None], reference[None], edited.images])
 
 
@@ -118,7 +150,7 @@ def _interpolate(pipe: PIDMPipeline, options: Interpolate) -> np.ndarray:
     a, b = _image(pipe, options.style, "style"), _image(pipe, options.to, "to")
     joints = _joints(pipe, options.keypoints, options.pose or options.style)
     between = pipe.interpolate_style(
-        a, b, joints, options.frames, seeds=(options.seed, options.seed + 1), steps=options.steps
+        a, b, joints, options.frames, seeds=(options.seed, options.seed + 1)
     )
     return np.concatenate([a[None], between.images, b[None]])
 
@@ -146,22 +178,6 @@ def _joints(pipe: PIDMPipeline, file: str, path: str) -> np.ndarray:
     if name not in table:
         raise UserError(f"{file}: holds no joints of {name}", BAD_DATA)
     return rescale(table[name], load_image(path).shape[:2], pipe.size)
-
-
-def _box(joints: np.ndarray, word: str, size: tuple[int, int]) -> np.ndarray | None:
-    """The region (H, W) that a word means: the box around its joints and a margin."""
-    import numpy as np
-
-    if word not in _WORDS:
-        return None
-    corners = joints[list(_WORDS[word])]
-    if np.isnan(corners).any():
-        raise UserError(f"--mask {word}: its joints are not all in the picture", BAD_DATA)
-    margin = 0.3 * float(np.ptp(corners[:, 1]))  # sleeves and loose cloth
-    aside = np.array([margin, 0])
-    low, high = corners.min(0) - aside, corners.max(0) + aside
-    y, x = np.indices(size)
-    return np.asarray((x >= low[0]) & (x <= high[0]) & (y >= low[1]) & (y <= high[1]))
 
 
 if __name__ == "__main__":

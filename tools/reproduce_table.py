@@ -55,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def reid(argv: list[str]) -> int:
     """Do the unfinished cells, print each, and write the table."""
-    options = parse(Options, argv, prog="reproduce_table", description=__doc__, example=EXAMPLE)
+    tool = "reproduce_table reid"
+    options = parse(Options, argv, prog=tool, description=__doc__, example=EXAMPLE)
 
     from pidm_reid.experiment import draw_sheet, outlook, run_table
     from pidm_reid.table import markdown, write_table
@@ -85,31 +86,30 @@ def ablation(argv: list[str]) -> int:
     options = parse(
         AblationOptions,
         argv,
-        prog="reproduce_table",
+        prog="reproduce_table ablation",
         description=__doc__,
         example=ABLATION_EXAMPLE,
     )
 
     from pidm_core import ablation as variants
     from pidm_core import track
+    from pidm_core.train import watch
 
+    pairs = len(variants.test_pairs(options)[1])
     if options.dry_run:
         print(f"{len(variants.NETWORKS)} networks, {options.train.steps:,} steps each")
-        print(f"{len(variants.ROWS)} rows of {len(variants.test_pairs(options)[1]):,} images")
+        print(f"{len(variants.ROWS)} rows of {pairs:,} images")
         return DONE
+    table = variants.scored(options)  # before the trainings: what lacks is said at once
     for texture in variants.NETWORKS:
         steps = variants.train_variant(options, texture)
-        for step in track(steps, total=options.train.steps, label=texture, unit="steps", each=1):
+        for step in watch(steps, total=options.train.steps, label=texture):
             if step.stopping:
                 print(f"stopped and saved at step {step.step}; the same command goes on")
                 return TERMINATED
     for row in variants.ROWS:
-        drawn = variants.render_row(options, row)
-        sum(track(drawn, total=options.test_pairs, label=row, unit="images"))
-    table = variants.scored(options)
-    code = _measure(table)
-    print(f"-> {table.results}/{table.name}/table.md, table.csv, table.json")
-    return code
+        sum(track(variants.draw_row(options, row), total=pairs, label=row, unit="images"))
+    return _score(table)
 
 
 def images(argv: list[str]) -> int:
@@ -117,28 +117,23 @@ def images(argv: list[str]) -> int:
     options = parse(
         ImagesOptions,
         argv,
-        prog="reproduce_table",
+        prog="reproduce_table images",
         description=__doc__,
         example=IMAGES_EXAMPLE,
     )
     options.check()
 
-    from pidm_core.image_table import draw_grid, outlook
+    from pidm_core.image_table import outlook
 
     if options.dry_run:
         print("\n".join(outlook(options)))
         return DONE
-    code = _measure(options)
-    folder = Path(options.results) / options.name
-    if options.grid:
-        draw_grid(options)
-    print(f"-> {folder}/table.md, table.csv, table.json" + (", grid.png" if options.grid else ""))
-    return code
+    return _score(options)
 
 
-def _measure(table: ImageTable) -> int:
-    """Measure the methods whose images are new, print each, and write the table."""
-    from pidm_core.image_table import measure, write_table
+def _score(table: ImageTable) -> int:
+    """Measure the methods whose images are new, print each, and write the table and the grid."""
+    from pidm_core.image_table import draw_grid, measure, write_table
 
     results, left_out = [], False
     for result, new in measure(table):
@@ -150,6 +145,10 @@ def _measure(table: ImageTable) -> int:
         left_out |= bool(result["left_out"])
         results.append(result)
     print(write_table(table, results), end="")
+    folder = Path(table.results) / table.name
+    if table.grid:
+        draw_grid(table)
+    print(f"-> {folder}/table.md, table.csv, table.json" + (", grid.png" if table.grid else ""))
     return SKIPPED if left_out else DONE
 
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pidm_core import DONE, SKIPPED, UserError, parse, run
-from pidm_reid.config import Sampling
+from pidm_core import DONE, SKIPPED, Sampling, UserError, parse, run
 
 if TYPE_CHECKING:
     from pidm_reid.synthesize import Generator, Work

@@ -38,8 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from pidm_core.hardware import place
     from pidm_core.model import PIDM
-    from pidm_core.progress import track
-    from pidm_core.train import load_pairs, train
+    from pidm_core.train import load_pairs, train, watch
 
     talks = os.environ.get("RANK", "0") == "0"  # of several processes the first
     parameters = sum(p.numel() for p in PIDM(config.model).parameters()) / 1e6
@@ -54,21 +53,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{len(load_pairs(config)):,} training pairs in {config.data}")
         return DONE
     steps = train(config, folder)
-    last = first = next(steps, None)
-    shown = track(
-        steps,
-        total=config.train.steps,
-        label="train",
-        unit="steps",
-        each=1,
-        done=first.step if first else 0,
-        note=lambda p: f"{p.images_per_second:.1f} images/s, loss {p.loss:.4f}",
-    )
-    for step in shown if talks else steps:
-        last = step
-    if last and last.stopping:
-        say(f"stopped and saved at step {last.step}; the same command goes on")
-        return TERMINATED
+    for step in watch(steps, total=config.train.steps, label="train") if talks else steps:
+        if step.stopping:
+            say(f"stopped and saved at step {step.step}; the same command goes on")
+            return TERMINATED
     say(f"{folder}: trained. Next: python tools/synthesize.py --run {folder} --ratio 0.4")
     return DONE
 

@@ -1,0 +1,142 @@
+"""Pairs of test images, drawn by a generator: what Table 1's figures and Figs. 3 to 5 are made of.
+
+The folder's manifest says `role: eval`, since its people are the test set's: nothing may be
+trained on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pidm_core.data import make_pairs
+from pidm_core.datasets import People
+from pidm_core.files import (
+    BAD_DATA,
+    UserError,
+    encode_png,
+    load_image,
+    read_json,
+    write_bytes,
+    write_json,
+)
+from pidm_core.keypoints import rescale, write_keypoints
+from pidm_core.pipeline import PIDMPipeline
+
+MANIFEST = "pairs.json"
+
+
+def choose_pairs(people: People, count: int = 0) -> np.ndarray:
+    """`count` pairs of the data set (0 = all), always the same: int (N, 2), source and target.
+
+    Raises UserError (BAD_DATA) if there is none, or a chosen target has no joints.
+    """
+    pairs = people.pairs
+    if pairs is None:
+        pairs = make_pairs(people.records, people.keypoints)
+    if not len(pairs):
+        raise UserError("no pair of two images of one person passes PATN's rule", BAD_DATA)
+    if count:
+        chosen = np.random.default_rng(0).permutation(len(pairs))[:count]
+        pairs = pairs[np.sort(chosen)]
+    names = (people.records[target].name for target in pairs[:, 1])
+    if poseless := [name for name in names if name not in people.keypoints]:
+        raise UserError(
+            f"{len(poseless)} targets of the pair list have no joints, such as {poseless[0]}",
+            BAD_DATA,
+        )
+    return np.asarray(pairs)
+
+
+def write_truth(people: People, pairs: np.ndarray, out: Path) -> None:
+    """Write what the drawn images are held against, as the data set's view shows it:
+
+    out/sources/, out/targets/ (PNG) and out/keypoints.csv with the targets' joints in their px.
+    """
+    write_images(people, np.unique(pairs[:, 0]), out / "sources")
+    poses = write_images(people, np.unique(pairs[:, 1]), out / "targets")
+    write_keypoints(out / "keypoints.csv", poses)
+
+
+def write_images(people: People, indices: Iterable[int], out: Path) -> dict[str, np.ndarray]:
+    """Write images as the data set's view shows them, PNG; their joints (18, 2) by file name."""
+    joints = {}
+    for index in indices:
+        name = f"{_stem(people, index)}.png"
+        image, joints[name] = _open(people, index)
+        if not (out / name).is_file():
+            write_bytes(out / name, encode_png(image))
+    return joints
+
+
+def draw_pairs(
+    pipe: PIDMPipeline, people: People, pairs: np.ndarray, out: Path, *, seeds: int = 1
+) -> Iterator[int]:
+    """Draw each pair `seeds` times; yield how many images each batch finished, old ones first.
+
+    Writes out/<source>_2_<target>_vis.png at the target's size (bicubic, if the model draws
+    another), with `_vis_1` and so on for further seeds. The same call goes on where it stopped.
+    Raises UserError if the folder holds images of other weights, settings or pairs.
+    """
+    _start(out, _manifest(pipe, people, pairs, seeds))
+    todo = [
+        (path, pair, seed * len(pairs) + number)
+        for number, pair in enumerate(pairs)
+        for seed in range(seeds)
+        if not (path := out / _name(people, pair, seed)).is_file()
+    ]
+    if done := len(pairs) * seeds - len(todo):
+        yield done
+    for start in range(0, len(todo), pipe.settings.batch_size):
+        batch = todo[start : start + pipe.settings.batch_size]
+        sources = [_open(people, pair[0])[0] for _, pair, _ in batch]
+        targets = [_open(people, pair[1]) for _, pair, _ in batch]
+        poses = np.stack([rescale(joints, image.shape[:2], pipe.size) for image, joints in targets])
+        drawn = pipe(sources, poses, seeds=[seed for *_, seed in batch]).images
+        for image, (path, *_), (target, _) in zip(drawn, batch, targets, strict=True):
+            shown = Image.fromarray(image)
+            if target.shape[:2] != pipe.size:
+                shown = shown.resize(target.shape[1::-1], Image.Resampling.BICUBIC)
+            write_bytes(path, encode_png(np.asarray(shown)))
+        yield len(batch)
+
+
+def _manifest(pipe: PIDMPipeline, people: People, pairs: np.ndarray, seeds: int) -> dict[str, Any]:
+    listed = [[people.records[index].name for index in pair] for pair in pairs]
+    described = {key: pipe.describe()[key] for key in ("weights", "sample")}
+    return {"role": "eval", "seeds": seeds, **described, "pairs": listed}
+
+
+def _start(out: Path, manifest: dict[str, Any]) -> None:
+    path = out / MANIFEST
+    if not path.is_file():
+        if out.is_dir() and any(out.glob("*.png")):
+            raise UserError(f"{out}: holds images, but no {MANIFEST}; give another folder")
+        write_json(path, manifest)
+    elif changed := [key for key, value in manifest.items() if read_json(path).get(key) != value]:
+        raise UserError(
+            f"{out}: its images were made with other {' and '.join(changed)}; remove the folder, "
+            "or give another"
+        )
+
+
+def _open(people: People, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image, uint8 (H, W, 3), and its joints (18, 2) in its px."""
+    record = people.records[index]
+    nobody = np.full((18, 2), np.nan, dtype=np.float32)  # a source needs no joints
+    image, joints = load_image(record.path), people.keypoints.get(record.name, nobody)
+    return people.view(image, joints) if people.view else (image, joints)
+
+
+def _name(people: People, pair: np.ndarray, seed: int) -> str:
+    source, target = (_stem(people, index) for index in pair)
+    return f"{source}_2_{target}_vis{f'_{seed}' if seed else ''}.png"
+
+
+def _stem(people: People, index: int) -> str:
+    """The image's name for use in a flat folder; names of nested ones keep their path."""
+    return people.records[index].name.rpartition(".")[0].replace("/", "--")

@@ -1,0 +1,130 @@
+"""Test pairs drawn by a tiny model: names, truths, joints, seeds, resuming, and the tool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pidm_core import PIDMPipeline, UserError, load_image, read_json, read_keypoints
+from pidm_core.checkpoint import save_model
+from pidm_core.config import ModelConfig, PIDMConfig, SampleConfig
+from pidm_core.data import Record
+from pidm_core.datasets import People, read_people
+from pidm_core.evaluation import read_pictures
+from pidm_core.files import BAD_DATA, encode_png
+from pidm_core.model import PIDM
+from pidm_core.pair_images import choose_pairs, draw_pairs, write_truth
+from pidm_core.toy_market import make
+from tools.render_pairs import main
+
+TINY = ModelConfig(
+    size=(32, 16), patch=2, channels=32, channel_mults=(1, 2), blocks_per_level=1,
+    texture_factors=(2, 4),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("run") / "model"
+    network = PIDM(TINY)
+    for parameter in network.parameters():  # what starts as zero would hide the conditions
+        torch.nn.init.normal_(parameter, std=0.05)
+    config = PIDMConfig(model=TINY, sample=SampleConfig(steps=2, batch_size=4))
+    save_model(folder, network.state_dict(), config, card="test")
+    return str(folder)
+
+
+@pytest.fixture
+def nested(tmp_path: Path) -> People:
+    """Two people in folders of their own with equal file names, seen through a view."""
+    rng = np.random.default_rng(0)
+    records, joints = [], {}
+    for pid in (1, 2):
+        for view in ("front", "back"):
+            name = f"WOMEN/id_{pid}/{view}.png"
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode_png(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)))
+            records.append(Record(path, name, pid, 0))
+            joints[name] = rng.uniform(5, 25, (18, 2)).astype(np.float32)
+
+    def view_of(image: np.ndarray, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return image[:, 5:25], pose - np.array([5, 0], dtype=np.float32)
+
+    return People(records, joints, np.array([[0, 1], [2, 3], [3, 2]]), view_of)
+
+
+def test_every_pair_has_its_image_its_truth_and_its_pose(
+    model: str, nested: People, tmp_path: Path
+) -> None:
+    pairs, out = choose_pairs(nested), tmp_path / "out"
+    write_truth(nested, pairs, out)
+    pipe = PIDMPipeline.from_pretrained(model)
+    assert list(draw_pairs(pipe, nested, pairs, out / "images")) == [3]
+    names = sorted(path.name for path in (out / "images").glob("*.png"))
+    assert names[0] == "WOMEN--id_1--front_2_WOMEN--id_1--back_vis.png"
+    assert len(names) == 3
+    pictures = read_pictures(out / "images", out / "targets")
+    assert [p.target.name for p in pictures if p.target] == [
+        "WOMEN--id_1--back.png", "WOMEN--id_2--front.png", "WOMEN--id_2--back.png"
+    ]  # fmt: skip
+    truth = load_image(out / "targets" / "WOMEN--id_1--back.png")
+    assert np.array_equal(truth, load_image(nested.records[1].path)[:, 5:25])
+    poses = read_keypoints(out / "keypoints.csv")
+    true = nested.keypoints[nested.records[1].name] - [5, 0]
+    np.testing.assert_allclose(poses["WOMEN--id_1--back.png"], true, atol=0.51)  # whole px
+    # The first image is what the pipeline draws from the viewed source and pose.
+    source = load_image(out / "sources" / "WOMEN--id_1--front.png")
+    pose = nested.keypoints[nested.records[1].name] - np.array([5, 0])
+    scaled = (pose + 0.5) * [16 / 20, 32 / 40] - 0.5
+    drawn = pipe(source, scaled[None], seeds=[0]).images[0]
+    enlarged = Image.fromarray(drawn).resize((20, 40), Image.Resampling.BICUBIC)
+    assert np.array_equal(load_image(out / "images" / names[0]), enlarged)
+
+
+def test_seeds_give_different_images_and_a_second_call_goes_on(
+    model: str, nested: People, tmp_path: Path
+) -> None:
+    pairs, out = choose_pairs(nested), tmp_path / "images"
+    pipe = PIDMPipeline.from_pretrained(model)
+    assert sum(draw_pairs(pipe, nested, pairs, out, seeds=2)) == 6
+    before = {path.name: path.read_bytes() for path in out.glob("*.png")}
+    assert len(set(before.values())) == 6
+    lost = "WOMEN--id_2--front_2_WOMEN--id_2--back_vis_1.png"
+    (out / lost).unlink()
+    assert list(draw_pairs(pipe, nested, pairs, out, seeds=2)) == [5, 1]
+    assert {path.name: path.read_bytes() for path in out.glob("*.png")} == before
+    conditions = {p.condition for p in read_pictures(out, out)}
+    assert len(conditions) == 3
+    with pytest.raises(UserError, match="made with other sample;"):
+        sum(draw_pairs(pipe.with_settings(steps=3), nested, pairs, out, seeds=2))
+
+
+def test_a_target_without_joints_is_named(nested: People) -> None:
+    del nested.keypoints["WOMEN/id_2/back.png"]
+    with pytest.raises(UserError, match=r"1 targets .* such as WOMEN/id_2/back.png") as caught:
+        choose_pairs(nested)
+    assert caught.value.code == BAD_DATA
+
+
+def test_the_tool_draws_test_people_for_evaluation_only(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    market, out = make(tmp_path, preset="tiny", workers=1), tmp_path / "pairs"
+    options = ["--run", model, "--data", str(market), "--count", "5", "--out", str(out)]
+    assert main([*options, "--guidance", "none"]) == 0
+    assert f"--generated {out}/images --targets {out}/targets" in capsys.readouterr().out
+    manifest = read_json(out / "images" / "pairs.json")
+    assert (manifest["role"], manifest["sample"]["guidance"]) == ("eval", "none")
+    people = read_people(market, split="test")
+    assert manifest["pairs"] == [
+        [people.records[i].name for i in pair] for pair in choose_pairs(people, 5)
+    ]
+    assert len(list((out / "images").glob("*.png"))) == 5
+    shapes = {load_image(path).shape for path in (out / "images").glob("*.png")}
+    assert shapes == {(128, 64, 3)}

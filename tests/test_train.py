@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pidm_core import PIDMConfig, UserError, save_config
+from pidm_core import PIDMConfig, PIDMPipeline, UserError, load_config, save_config
 from pidm_core.config import DiffusionConfig, ModelConfig, SampleConfig, TrainConfig
 from pidm_core.diffusion import Diffusion, sample_images
 from pidm_core.files import TERMINATED
@@ -121,6 +121,31 @@ def test_bf16_trains_on_fp32_master_weights(config: PIDMConfig) -> None:
     torch.testing.assert_close(
         before[name] - state.master[name], torch.full_like(before[name], 5e-4)
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("deepfashion256", 32),
+        pytest.param("deepfashion256", 128, marks=pytest.mark.slow),
+        pytest.param("deepfashion512", 128, marks=pytest.mark.slow),
+    ],
+)
+def test_the_deepfashion_configurations_train_on_drawn_people(
+    name: str, channels: int, market: Path, tmp_path: Path
+) -> None:
+    config = load_config(PIDMConfig, Path(__file__).parent.parent / "configs" / f"{name}.yaml")
+    steps = 20 if channels == 128 else 1  # 128 is the paper's: 10 and 40 s a step on two cores
+    options = dataclasses.replace(config.train, steps=steps, batch_size=1, sample_every=0)
+    model = dataclasses.replace(config.model, channels=channels)
+    config = dataclasses.replace(config, data=str(market), model=model, train=options)
+    losses = [step.loss for step in train(config, tmp_path / "run")]
+    assert len(losses) == steps
+    assert np.isfinite(losses).all()
+    pipe = PIDMPipeline.from_pretrained(tmp_path / "run").with_settings(steps=1, batch_size=1)
+    pose = np.random.default_rng(0).uniform(0, 170, (1, 18, 2))
+    source = np.zeros((*config.model.size, 3), dtype=np.uint8)
+    assert pipe(source, pose).images.shape == (1, *config.model.size, 3)
 
 
 def test_a_small_network_overfits_one_pair(config: PIDMConfig) -> None:

@@ -217,7 +217,10 @@ def _ssim_figures(pairs: Sequence[Picture], preset: Preset) -> Iterator[Figure |
     for made, true in _pairs(pairs, preset, "SSIM"):
         if min(size) >= SSIM_WINDOW:
             uniform.append(ssim(made, true))
-        spread = np.ptp(made.reshape(len(made), -1), axis=1) / 255
+        # An image of one colour has no range: without a floor SSIM_256 is 0/0 (scikit-image's too).
+        # One grey level is the least that any other image has, so that no published figure changes.
+        levels = np.ptp(made.reshape(len(made), -1), axis=1)
+        spread = np.maximum(levels, 1) / 255
         gaussian.append(ssim(made, true, sigma=preset.sigma, data_range=spread))
     where, images = f"preset {preset.name}, {_px(size)}", f"{len(pairs):,} images"
     if uniform:

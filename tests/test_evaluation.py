@@ -146,6 +146,22 @@ def test_pair_figures_follow_the_preset(folders: Path) -> None:
     assert report.left_out == []
 
 
+FLAT_C = (0.01 / 255) ** 2  # of a range of one grey level
+
+
+@pytest.mark.parametrize(
+    ("made", "true", "expected"),
+    [(0, 0, 1), (200, 200, 1), (255, 0, FLAT_C / (1 + FLAT_C))],  # (2 a b + c) / (a^2 + b^2 + c)
+)
+def test_an_image_of_one_colour_has_an_ssim(
+    folders: Path, made: int, true: int, expected: float
+) -> None:
+    for path, grey in ((f"flat/a_2_{TARGETS[0]}_vis.png", made), (f"{TARGETS[0]}.png", true)):
+        write_bytes(folders / "one" / path, encode_png(np.full((*SIZE, 3), grey, np.uint8)))
+    report = evaluate(read_pictures("one/flat", "one"), settings(), Colours().judges())
+    assert values(report)["SSIM_256"] == pytest.approx(expected, abs=1e-12)
+
+
 def test_set_figures_are_those_of_the_features(folders: Path) -> None:
     network = Colours()
     report = evaluate(read_pictures("made", "targets"), settings(), network.judges())

@@ -92,6 +92,12 @@ if TYPE_CHECKING:
         write_json as write_json,
     )
     from pidm_core.hardware import place as place
+    from pidm_core.image_names import (
+        named_pair as named_pair,
+    )
+    from pidm_core.image_names import (
+        without_seed as without_seed,
+    )
     from pidm_core.keypoints import (
         mirror as mirror,
     )
@@ -134,6 +140,7 @@ _HOME = {
     "load_image": "files",
     "make_pairs": "data",
     "mirror": "keypoints",
+    "named_pair": "image_names",
     "parse": "config",
     "parse_json": "files",
     "passes_patn": "keypoints",
@@ -148,6 +155,7 @@ _HOME = {
     "to_dict": "config",
     "toy_market": "",
     "track": "progress",
+    "without_seed": "image_names",
     "write_bytes": "files",
     "write_json": "files",
     "write_keypoints": "keypoints",

@@ -1,9 +1,4 @@
-"""A folder of generated images -> figures, each with everything it must be printed with.
-
-The names say what an image was generated from: `<source>_2_<target>_vis.png` (PIDM, GFLA, NTED),
-`<source>.jpg___<target>.jpg_vis.jpg` (PATN), `<source>_to_<target>.png` (PCDMs). What follows
-`_vis` tells several images of one source and target apart (seeds).
-"""
+"""A folder of generated images -> figures, each with everything it must be printed with."""
 
 from __future__ import annotations
 
@@ -23,12 +18,12 @@ from pidm_core.config import ImageSettings
 from pidm_core.feature_networks import Extractor, Perceptual
 from pidm_core.files import BAD_DATA, ENVIRONMENT, UserError, load_image, sha256, write_bytes
 from pidm_core.image_metrics import PRESETS, SSIM_WINDOW, Preset, bring_to, ssim
+from pidm_core.image_names import named_pair, without_seed
 from pidm_core.progress import track
 
 T = TypeVar("T")
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
-_SEPARATORS = ("_2_", "___", "_to_")
 _FEW_IMAGES = 2048  # below it, FID says more about the number of images than about the images
 _NAMED = 5  # files of one kind that are named before the rest is only counted
 
@@ -96,7 +91,7 @@ def read_pictures(generated: str | Path, targets: str | Path) -> list[Picture]:
     files, targets = image_files(generated), Path(targets)
     if targets.is_file():
         listed = _read_targets(targets)
-        return [Picture(p, "", listed.get(p.name), _condition(p)) for p in files]
+        return [Picture(p, "", listed.get(p.name), without_seed(p.stem)) for p in files]
     known = {path.stem: path for path in image_files(targets)}
     return [_picture(path, known) for path in files]
 
@@ -108,27 +103,13 @@ def _read_targets(path: Path) -> dict[str, Path]:
     return {row["generated"]: path.parent / (row["target"] or "") for row in rows}
 
 
-def _condition(path: Path) -> str:
-    return path.stem.partition("_vis")[0]
-
-
 def _picture(path: Path, known: Mapping[str, Path]) -> Picture:
-    """The last place where the name can be cut so that its end is a known target."""
-    words = condition = _condition(path)
-    for separator in _SEPARATORS:
-        head = words
-        while separator in head:
-            head = head.rpartition(separator)[0]
-            target = _stem(words[len(head) + len(separator) :])
-            if target in known:
-                return Picture(path, _stem(head), known[target], condition)
-    return Picture(path, "", None, condition)
-
-
-def _stem(name: str) -> str:
-    for suffix in _SUFFIXES:
-        name = name.removesuffix(suffix)
-    return name
+    condition = without_seed(path.stem)
+    pair = named_pair(path.stem, targets=known)
+    if not pair:
+        return Picture(path, "", None, condition)
+    source, target = pair
+    return Picture(path, source, known[target], condition)
 
 
 # ---------------------------------------------------------------- networks

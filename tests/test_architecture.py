@@ -18,9 +18,10 @@ ANY = {"files", "config"}
 ARROWS = {
     "pidm_core": {
         "files": "", "config": "", "keypoints": "", "hardware": "", "image_metrics": "",
+        "image_names": "",
         "model": "", "diffusion": "", "progress": "", "feature_metrics": "",
         "feature_networks": "checkpoint hardware",
-        "evaluation": "feature_metrics feature_networks image_metrics progress",
+        "evaluation": "feature_metrics feature_networks image_metrics image_names progress",
         "image_table": "evaluation keypoints pose",
         "ablation": "data datasets keypoints pipeline train",
         "pose": "keypoints",
@@ -39,7 +40,7 @@ ARROWS = {
         "toy_scenes": "keypoints toy_people toy_render toy_body toy_cameras",
         "toy_market": "keypoints toy_people toy_render toy_scenes",
         "garments": "keypoints",
-        "user_study": "keypoints pose",
+        "user_study": "image_names keypoints pose",
         "probe_networks": "hardware keypoints",
         "probe": "data diffusion garments image_metrics keypoints probe_networks",
         "probe_report": "hardware keypoints pipeline pose probe probe_networks toy_market",

@@ -99,6 +99,7 @@ def values(report: Report) -> dict[str, float]:
         ("0002_c1s1_000000_00.jpg___0001_c2s1_000000_00.jpg_vis.jpg", "0002_c1s1_000000_00"),
         ("0002_c1s1_000000_00_to_0001_c2s1_000000_00.png", "0002_c1s1_000000_00"),
         ("a_2_b_2_0001_c2s1_000000_00_vis.png", "a_2_b"),
+        ("img_visit_3_2_0001_c2s1_000000_00_vis_1.png", "img_visit_3"),
     ],
 )
 def test_a_name_tells_source_and_target(folders: Path, name: str, source: str) -> None:

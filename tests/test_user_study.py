@@ -248,6 +248,20 @@ def test_a_source_may_have_the_mark_of_a_pair_in_its_name(people: Path, tmp_path
     assert len(key.sets) == SETS
 
 
+def test_sets_are_read_from_names_of_other_forms(people: Path, tmp_path: Path) -> None:
+    image = next((people / "PIDM").iterdir()).read_bytes()
+    forms = ("s_visit{}_2_t_vis_1", "s_visit{}.png___t.png_vis", "s_visit{}_to_t")
+    for number in range(30):
+        write_bytes(tmp_path / f"sources/s_visit{number}.png", image)
+        for method in ("PIDM", "GFLA"):
+            write_bytes(tmp_path / f"{method}/{forms[number % 3].format(number)}.png", image)
+    write_bytes(tmp_path / "truth/t.png", image)
+    methods = {name: tmp_path / name for name in ("PIDM", "GFLA")}
+    folders = {"sources": tmp_path / "sources", "truth": tmp_path / "truth"}
+    key = build_study(people / "market1501/bounding_box_train", methods, **folders)[1]
+    assert len(key.sets) == SETS
+
+
 # ---------------------------------------------------------------- shares and intervals
 
 

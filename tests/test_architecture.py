@@ -21,7 +21,8 @@ ARROWS = {
         "image_names": "",
         "model": "", "diffusion": "", "progress": "", "feature_metrics": "",
         "feature_networks": "checkpoint hardware",
-        "evaluation": "feature_metrics feature_networks image_metrics image_names progress",
+        "evaluation":
+            "datasets feature_metrics feature_networks image_metrics image_names progress",
         "image_table": "evaluation keypoints pose",
         "ablation": "data datasets keypoints pipeline train",
         "pose": "keypoints",

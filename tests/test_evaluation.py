@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -122,6 +123,41 @@ def test_a_list_names_targets_where_names_do_not(folders: Path) -> None:
         read_pictures("other", "list.csv")
 
 
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"generated,target\ncaf\xe9.png,a.png\n", "list.csv: not UTF-8 text"),
+        (b"\x89PNG\r\n\x1a\n\x00\xff", "list.csv: not UTF-8 text"),
+        (b"generated,target\nx.png,\n", "list.csv:2: a cell is empty"),
+        (b"generated,target\nx.png\n", "list.csv:2: a cell is empty"),
+        (b"generated,target\n,a.png\n", "list.csv:2: a cell is empty"),
+        (b"generated,target\nx.png,../a.png\n", r"list.csv:2: '\.\./a.png' leaves"),
+        (b"generated,target\nx.png,/etc/a.png\n", "list.csv:2: '/etc/a.png' leaves"),
+        (b"generated,target\n" + b"x" * 200_000 + b",a\n", "list.csv: not a CSV"),
+    ],
+)
+def test_a_list_that_is_none_is_refused_in_one_line(folders: Path, data: bytes, why: str) -> None:
+    (folders / "list.csv").write_bytes(data)
+    with pytest.raises(UserError, match=why) as caught:
+        read_pictures("made", "list.csv")
+    assert caught.value.code == BAD_DATA
+    assert "\n" not in str(caught.value)
+
+
+def test_targets_may_lie_in_folders_of_their_own_under_names_of_their_own(folders: Path) -> None:
+    write(folders / "other", [f"a_2_{TARGETS[0]}_vis.png"], 0)
+    write(folders / "nested/WOMEN/id_1", [f"{TARGETS[0]}.png", "01_1_front.png"], 0)
+    write(folders / "nested/MEN/id_2", ["01_1_front.png"], 0)  # nobody's target
+    (found,) = read_pictures("other", "nested")
+    assert found.target == Path(f"nested/WOMEN/id_1/{TARGETS[0]}.png")
+    write(folders / "nested/MEN/id_3", [f"{TARGETS[0]}.jpg"], 0)
+    with pytest.raises(
+        UserError, match=r"WOMEN/id_1/.*: has the same name as .*MEN/id_3/"
+    ) as caught:
+        read_pictures("other", "nested")
+    assert caught.value.code == BAD_DATA
+
+
 # ---------------------------------------------------------------- figures
 
 
@@ -173,6 +209,33 @@ def test_set_figures_are_those_of_the_features(folders: Path) -> None:
     assert values(report)["FID"] == pytest.approx(frechet_distance(real, made), rel=1e-4)
     assert {"KID", "precision", "recall"} < set(values(report))
     assert "diversity" not in values(report)
+
+
+def test_real_images_are_those_of_all_folders_below(folders: Path) -> None:
+    for k in range(5):
+        write(folders / f"nested/id_{k}", ["01_1_front.png"], k)  # those of `real`
+    pictures = read_pictures("made", "targets")
+    nested, flat = (
+        evaluate(pictures, settings(real=real), Colours().judges()) for real in ("nested", "real")
+    )
+    assert values(nested) == values(flat)
+    assert "5 real" in {figure.name: figure.how for figure in nested.figures}["FID"]
+
+
+def test_the_recipe_for_the_papers_real_images_cuts_and_leaves_out_the_test_images(
+    folders: Path,
+) -> None:
+    home = folders / "data/deepfashion"
+    image = np.full((256, 256, 3), 255, np.uint8)
+    image[:, 40:216] = picture(1, (256, 176))
+    for view in ("01_1_front", "02_2_side"):
+        write_bytes(home / f"img/WOMEN/Tees_Tanks/id_00000001/{view}.png", encode_png(image))
+    (home / "train.lst").write_text("fashionWOMENTees_Tanksid0000000101_1front.jpg\n")
+    (recipe,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/images.md").read_text(), re.DOTALL)
+    exec(recipe, {})
+    (found,) = (folders / "data/deepfashion_train").iterdir()
+    assert found.name == "fashionWOMENTees_Tanksid0000000101_1front.png"
+    assert np.array_equal(load_image(found), picture(1, (256, 176)))
 
 
 def test_several_images_of_a_condition_give_diversity(folders: Path) -> None:

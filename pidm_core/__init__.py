@@ -116,6 +116,7 @@ if TYPE_CHECKING:
     from pidm_core.pipeline import PIDMPipeline as PIDMPipeline
     from pidm_core.pose import pose_map as pose_map
     from pidm_core.progress import track as track
+    from pidm_core.weight_files import read_weights as read_weights
 
 __version__ = "0.1.0"
 
@@ -148,6 +149,7 @@ _HOME = {
     "read_json": "files",
     "read_keypoints": "keypoints",
     "read_market1501": "data",
+    "read_weights": "weight_files",
     "rescale": "keypoints",
     "run": "files",
     "save_config": "config",

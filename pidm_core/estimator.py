@@ -37,6 +37,7 @@ from pidm_core.keypoints import (
     write_keypoints,
 )
 from pidm_core.pose import pose_map
+from pidm_core.weight_files import HEAD_BYTES, read_weights, refuse_stand_ins
 
 Estimator = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 """uint8 (H, W, 3) images of one person each -> float32 (18, 2) px, NaN = not seen."""
@@ -63,10 +64,7 @@ def find_weights(path: str | Path) -> Path:
             ENVIRONMENT,
         )
     with found[0].open("rb") as file:
-        if file.read(24).startswith(b"version https://git-lfs"):
-            raise UserError(
-                f"{found[0]}: a Git-LFS pointer, not the weights; run git lfs pull", BAD_DATA
-            )
+        refuse_stand_ins(found[0], file.read(HEAD_BYTES))
     return found[0]
 
 
@@ -120,7 +118,7 @@ def _vitpose(folder: Path, device: torch.device) -> Estimator:
 def _keypoint_rcnn(weights: Path, device: torch.device) -> Estimator:
     from torchvision.models.detection import keypointrcnn_resnet50_fpn
 
-    state = _read_state(weights)
+    state = read_weights(weights)
     model = keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None)
     own = model.state_dict()
     if lacking := [k for k, v in own.items() if k not in state or state[k].shape != v.shape]:
@@ -145,20 +143,6 @@ def _most_certain(found: Mapping[str, torch.Tensor]) -> np.ndarray:
     if not len(found["scores"]) or found["scores"][0] < _PERSON_SCORE:  # sorted by score
         return np.full((18, 2), np.nan, dtype=np.float32)
     return _ours(found["keypoints"][0, :, :2], found["keypoints_scores"][0], _RCNN_SEEN)
-
-
-def _read_state(weights: Path) -> Mapping[str, torch.Tensor]:
-    import safetensors.torch
-
-    try:
-        if weights.suffix == ".safetensors":
-            return safetensors.torch.load(weights.read_bytes())
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling and safetensors raise a dozen kinds
-        raise UserError(f"{weights}: not a weight file ({_line(error)})", BAD_DATA) from error
-    if not isinstance(state, Mapping):
-        raise UserError(f"{weights}: not a table of tensors", BAD_DATA)
-    return state
 
 
 def _ours(joints: Any, scores: Any, least: float) -> np.ndarray:

@@ -225,8 +225,10 @@ def test_a_git_lfs_pointer_is_no_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
 def test_broken_and_foreign_weight_files_are_refused(tmp_path: Path, name: str) -> None:
-    write_bytes(tmp_path / name, b"no weights at all")
-    assert "not a weight file" in str(refusal(tmp_path / name))
+    write_bytes(tmp_path / name, b"PK\x03\x04 cut off")
+    assert "not a whole weight file" in str(refusal(tmp_path / name))
+    write_bytes(tmp_path / name, b"<html>Sign in</html>")
+    assert "a web page" in str(refusal(tmp_path / name))
 
 
 def test_a_pickle_with_code_is_not_run(tmp_path: Path) -> None:
@@ -235,7 +237,7 @@ def test_a_pickle_with_code_is_not_run(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "ran",))
 
     torch.save({"a": Evil()}, tmp_path / "a.pth")
-    assert "not a weight file" in str(refusal(tmp_path / "a.pth"))
+    assert "not a plain state dict" in str(refusal(tmp_path / "a.pth"))
     assert not (tmp_path / "ran").exists()
 
 

@@ -114,7 +114,7 @@ if TYPE_CHECKING:
         write_keypoints as write_keypoints,
     )
     from pidm_core.pipeline import PIDMPipeline as PIDMPipeline
-    from pidm_core.pose import pose_map as pose_map
+    from pidm_core.pose import skeleton as skeleton
     from pidm_core.progress import track as track
     from pidm_core.weight_files import read_weights as read_weights
 
@@ -145,7 +145,6 @@ _HOME = {
     "parse": "config",
     "parse_json": "files",
     "passes_patn": "keypoints",
-    "pose_map": "pose",
     "read_json": "files",
     "read_keypoints": "keypoints",
     "read_market1501": "data",
@@ -154,6 +153,7 @@ _HOME = {
     "run": "files",
     "save_config": "config",
     "sha256": "files",
+    "skeleton": "pose",
     "to_dict": "config",
     "toy_market": "",
     "track": "progress",

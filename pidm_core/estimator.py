@@ -36,7 +36,7 @@ from pidm_core.keypoints import (
     rescale,
     write_keypoints,
 )
-from pidm_core.pose import pose_map
+from pidm_core.pose import skeleton
 from pidm_core.weight_files import HEAD_BYTES, read_weights, refuse_stand_ins
 
 Estimator = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
@@ -240,7 +240,6 @@ def _overlay(image: np.ndarray, joints: np.ndarray) -> np.ndarray:
     from PIL import Image
 
     small = np.asarray(Image.fromarray(image).resize(_TILE[::-1]), dtype=np.float32)
-    moved = rescale(joints, image.shape[:2], _TILE)
-    drawn = pose_map(torch.from_numpy(moved[None]), _TILE)[0, :3].permute(1, 2, 0).numpy() * 255
+    drawn = skeleton(rescale(joints, image.shape[:2], _TILE), _TILE)
     lines = drawn.max(-1, keepdims=True) > 0
     return np.where(lines, 0.3 * small + 0.7 * drawn, small).round().astype(np.uint8)

@@ -38,7 +38,7 @@ from pidm_core.files import (
     write_json,
 )
 from pidm_core.keypoints import read_keypoints
-from pidm_core.pose import pose_map
+from pidm_core.pose import skeleton
 
 # SSIM, LPIPS, FID of Tables 1 and 2; the last two rows of Market-1501 as those papers give them
 PUBLISHED: dict[Published, dict[str, tuple[float | None, float | None, float]]] = {
@@ -230,7 +230,7 @@ def draw_grid(table: ImageTable) -> Path:
         made = [load_image(found[common[k]]) for found in images]
         parts = [
             load_image(only(sources[source])),
-            _drawing(poses[target.stem], truth),
+            skeleton(poses[target.stem], truth.shape[:2]),
             truth,
             *made,
         ]
@@ -238,14 +238,6 @@ def draw_grid(table: ImageTable) -> Path:
     path = Path(table.results) / table.name / "grid.png"
     write_bytes(path, encode_png(np.concatenate(rows)))
     return path
-
-
-def _drawing(keypoints: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    import torch
-
-    drawn = pose_map(torch.from_numpy(keypoints[None]), (truth.shape[0], truth.shape[1]))[0, :3]
-    picture: np.ndarray = (drawn.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    return picture
 
 
 def _tile_width(truth: np.ndarray) -> int:

@@ -268,19 +268,14 @@ def _pair(
 
 def _poses(keypoints: Path) -> Callable[[Path], np.ndarray]:
     """Draws the pose of a target image, whose keypoints are px of that image: uint8 (H, W, 3)."""
-    import torch
-
-    from pidm_core.pose import pose_map
+    from pidm_core.pose import skeleton
 
     found = {Path(name).stem: points for name, points in read_keypoints(keypoints).items()}
 
     def drawing(target: Path) -> np.ndarray:
         if target.stem not in found:
             raise UserError(f"{keypoints}: no keypoints of {target.name}", BAD_DATA)
-        height, width = load_image(target).shape[:2]
-        drawn = pose_map(torch.from_numpy(found[target.stem][None]), (height, width))[0, :3]
-        picture: np.ndarray = (drawn.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-        return picture
+        return skeleton(found[target.stem], load_image(target).shape[:2])
 
     return drawing
 

@@ -158,16 +158,33 @@ def _line(error: Exception) -> str:
 # ---------------------------------------------------------------- a folder of images
 
 
-def start(out: Path, weights: Path, images: Sequence[Record]) -> list[Record]:
-    """The images still to do for `out`; UserError if it was made with other weights."""
-    note, made_with = out.with_suffix(".json"), {"weights": weights.name, "sha256": sha256(weights)}
-    if note.is_file() and read_json(note) != made_with:
-        raise UserError(f"{out}: was begun with other weights ({note}); give another --out")
-    if out.is_file() and not note.is_file():
+def describe(weights: Path, data: str | Path) -> dict[str, str]:
+    """What joints are made with, noted beside them as OUT.json."""
+    return {"weights": weights.name, "sha256": sha256(weights), "data": str(Path(data).resolve())}
+
+
+def unfinished(out: Path, made_with: Mapping[str, str], images: Sequence[Record]) -> list[Record]:
+    """The images still to do for `out`, without the sheet of an earlier run that lies among them.
+
+    Raises UserError if `out` was made with other weights or from another folder, and for files
+    of the user that would be overwritten.
+    """
+    note, sheet = _note(out), out.with_suffix(".png").resolve()
+    others = [image for image in images if image.path.resolve() != sheet]
+    begun = read_json(note) if note.is_file() else None
+    if begun is None and out.is_file():
         raise UserError(f"{out}: is not a file of this tool ({note} lacks); give another --out")
+    if begun is None and len(others) < len(images):
+        raise UserError(
+            f"{sheet}: an image of the set, which the sheet would replace; give another --out"
+        )
+    if begun is not None and (not isinstance(begun, dict) or begun.keys() != made_with.keys()):
+        raise UserError(f"{note}: is not a note of this tool; give another --out")
     done = _finished(out)
-    write_json(note, made_with)
-    return [image for image in images if image.name not in done]
+    if done and begun != made_with:
+        what = "weights" if begun is None or begun["data"] == made_with["data"] else "images"
+        raise UserError(f"{out}: was begun with other {what} ({note}); give another --out")
+    return [image for image in others if image.name not in done]
 
 
 def estimate_all(
@@ -175,10 +192,12 @@ def estimate_all(
     estimator: Estimator,
     out: Path,
     *,
+    made_with: Mapping[str, str],
     batch_size: int,
     broken: list[str],
 ) -> Iterator[int]:
     """Estimate batch by batch into OUT.part and yield each one's size; messages go to `broken`."""
+    write_json(_note(out), made_with)
     finished = _finished(out)
     rows = [HEADER, *(csv_row(name, joints) for name, joints in finished.items())]
     write_bytes(_part(out), ("\n".join(rows) + "\n").encode())  # without a torn last line
@@ -202,6 +221,10 @@ def finish(out: Path) -> dict[str, np.ndarray]:
         write_keypoints(out, finished)
     _part(out).unlink(missing_ok=True)
     return finished
+
+
+def _note(out: Path) -> Path:
+    return out.with_suffix(".json")
 
 
 def _part(out: Path) -> Path:

@@ -173,13 +173,13 @@ def find_judges(settings: ImageSettings) -> Judges:
     folder = given.parent if given and settings.features == "reid" else given
     lacking: list[str] = []
 
-    def load(what: str, build: Callable[[], T]) -> T | None:
+    def load(what: str, build: Callable[[], T], remedy: str = "") -> T | None:
         try:
             return build()
         except UserError as error:
             if error.code != ENVIRONMENT:
                 raise
-            lacking.append(f"{what}: {error}")
+            lacking.append(f"{what}: {error}{remedy}")
             return None
 
     if settings.features == "reid":
@@ -191,6 +191,7 @@ def find_judges(settings: ImageSettings) -> Judges:
             lambda: networks.inception(
                 networks.find_weights(networks.INCEPTION_FILES, folder), size
             ),
+            "; or measure in a re-ID network of yours: --features reid --weights FILE",
         )
     lpips = load(
         "LPIPS (AlexNet)",

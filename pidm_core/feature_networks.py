@@ -152,7 +152,10 @@ def find_weights(names: tuple[str, ...], folder: Path | None) -> Path:
         if path.is_file():
             return path
     where = " or ".join(map(str, folders))
-    raise UserError(f"no weights; put torchvision's {names[0]} into {where}", ENVIRONMENT)
+    raise UserError(
+        f"no weights; put torchvision's {names[0]} into {where}, or name its folder with --weights",
+        ENVIRONMENT,
+    )
 
 
 def _fit(

@@ -321,6 +321,9 @@ def test_without_weights_the_tool_names_the_files_and_gives_the_rest(
     assert "FID:" not in out
     assert "put torchvision's inception_v3_google-0cc3c7bd.pth into" in err
     assert "put torchvision's alexnet-owt-7be5be79.pth into" in err
+    assert err.count("or name its folder with --weights") == 2
+    assert "FID, KID (Inception-v3): " in err
+    assert err.count("--features reid --weights FILE") == 1
     assert err.count("\n") == 2
     assert [figure["name"] for figure in read_json("x.json")["figures"]] == ["SSIM", "SSIM_256"]
 
@@ -371,6 +374,11 @@ def test_a_reid_network_gives_a_distance_that_is_not_fid(
             "none of pidm, gfla",
             USAGE,
         ),
+        (
+            ("--generated", "made", "--real", "real", "--reid-size=-1,64"),
+            "reid_size: .-1, 64. is not a height",
+            USAGE,
+        ),
         (("--generated", "empty", "--real", "real"), "empty: no images", BAD_DATA),
         (("--generated", "nowhere", "--real", "real"), "nowhere: no such folder", BAD_DATA),
         (("--generated", "made", "--real", "real"), "alexnet-owt-7be5be79.pth", ENVIRONMENT),
@@ -389,6 +397,14 @@ def test_bad_input_is_one_line(
         tool("evaluate_images")(*options)
     assert caught.value.code == code
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [-1, 0])
+def test_a_grid_has_rows(folders: Path, rows: int) -> None:
+    options = ("--real", "real", "--methods", "PIDM=made", "--grid-rows", rows)
+    with pytest.raises(UserError, match=f"grid_rows: {rows} is no number") as caught:
+        tool("reproduce_table")("images", *options)
+    assert caught.value.code == USAGE
 
 
 def test_the_table_has_the_paper_beside_and_measures_only_what_is_new(

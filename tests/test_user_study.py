@@ -334,6 +334,7 @@ def test_several_raters_are_averaged(study: tuple[str, Key]) -> None:
         ({"real": "nowhere"}, "nowhere: no such folder", BAD_DATA),
         ({"generated": "few"}, "few: 1 images, the study needs 30", BAD_DATA),
         ({"generated": ""}, "build needs --real DIR and --generated DIR", USAGE),
+        ({"seed": "-1"}, "seed -1 is negative", USAGE),
         ({"set": "GFLA"}, "set 'GFLA' is not NAME=DIR", USAGE),
         ({"set": "PIDM=GFLA"}, "set 'PIDM=GFLA' is not NAME=DIR with a NAME of its own", USAGE),
         ({"set": "A=few"}, "few: 39 of the 40 images to compare are not in it, such as", BAD_DATA),

@@ -455,6 +455,8 @@ def browser() -> Iterator[Any]:
 def test_a_rater_answers_by_mouse_and_keys_and_is_scored(
     browser: Any, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from playwright import sync_api as playwright
+
     key = read_key(made / "study_key.json")
     wanted = answered(key, r2g=6, g2r=12, best=BEST)
     page = browser.new_page()
@@ -463,30 +465,32 @@ def test_a_rater_answers_by_mouse_and_keys_and_is_scored(
     page.on("pageerror", lambda error: broken.append(str(error)))
     page.goto((made / "study.html").as_uri())
     page.get_by_role("button", name="Start").click()
+    count = playwright.expect(page.locator("#count"))
     for number, answer in enumerate(wanted["images"].values()):
-        assert page.inner_text("#count") == f"{number + 1} of 60"
+        count.to_have_text(f"{number + 1} of 60")
         if number == 20:  # a slip, taken back
             page.keyboard.press("g" if answer == "real" else "r")
+            count.to_have_text("22 of 60")
             page.keyboard.press("Backspace")
-            assert page.inner_text("#count") == "21 of 60"
+            count.to_have_text("21 of 60")
         if number == 40:  # closed, and opened again
             page.keyboard.press("Control+g")  # a command of the browser's is no answer
             page.reload()
-            assert page.inner_text("#count") == "41 of 60"
+            count.to_have_text("41 of 60")
         if number % 2:
             page.click(f"#image button[data-answer={answer}]")
         else:
             page.keyboard.press(answer[0])
-    assert page.is_visible("text=Which image is best?")
+    playwright.expect(page.get_by_role("heading", name="Which image is best?")).to_be_visible()
     page.keyboard.press("Backspace")  # the way back is closed
     page.keyboard.press("Enter")
     for number, choice in enumerate(wanted["sets"].values()):
-        assert page.inner_text("#count") == f"{number + 1} of 30"
+        count.to_have_text(f"{number + 1} of 30")
         if number % 2:
             page.click(f'#choices button[data-answer="{choice}"]')
         else:
             page.keyboard.press(choice[-1])
-    assert page.get_attribute("#progress", "value") == "90"
+    playwright.expect(page.locator("#progress")).to_have_attribute("value", "90")
     with page.expect_download() as download:
         page.get_by_role("button", name="Save answers").click()
     saved = tmp_path / download.value.suggested_filename
@@ -503,6 +507,27 @@ def test_a_rater_answers_by_mouse_and_keys_and_is_scored(
     assert "R2G 20.0%" in printed
     assert "G2R 40.0%" in printed
     assert "Jab PIDM 56.7%" in printed
+
+
+def test_enter_goes_on_at_once_after_a_click(browser: Any, made: Path) -> None:
+    page = browser.new_page()
+    page.goto((made / "study.html").as_uri())
+    shown = page.evaluate(
+        """() => {  // in one go, before the browser draws and takes the focus off what is hidden
+            const press = (key) => document.activeElement.dispatchEvent(
+                new KeyboardEvent("keydown", { key, bubbles: true }));
+            press("Enter");
+            for (let number = 0; number < 60; number++) {
+                const button = document.querySelector("#image [data-answer=real]");
+                button.focus();
+                button.click();
+            }
+            press("Enter");
+            return document.getElementById("count").textContent;
+        }"""
+    )
+    assert shown == "1 of 30"
+    page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

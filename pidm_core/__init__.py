@@ -95,6 +95,12 @@ if TYPE_CHECKING:
         write_json as write_json,
     )
     from pidm_core.hardware import place as place
+    from pidm_core.image_names import (
+        named_pair as named_pair,
+    )
+    from pidm_core.image_names import (
+        without_seed as without_seed,
+    )
     from pidm_core.keypoints import (
         mirror as mirror,
     )
@@ -111,8 +117,9 @@ if TYPE_CHECKING:
         write_keypoints as write_keypoints,
     )
     from pidm_core.pipeline import PIDMPipeline as PIDMPipeline
-    from pidm_core.pose import pose_map as pose_map
+    from pidm_core.pose import skeleton as skeleton
     from pidm_core.progress import track as track
+    from pidm_core.weight_files import read_weights as read_weights
 
 __version__ = "0.1.0"
 
@@ -138,20 +145,23 @@ _HOME = {
     "load_image": "files",
     "make_pairs": "data",
     "mirror": "keypoints",
+    "named_pair": "image_names",
     "parse": "config",
     "parse_json": "files",
     "passes_patn": "keypoints",
-    "pose_map": "pose",
     "read_json": "files",
     "read_keypoints": "keypoints",
     "read_market1501": "data",
+    "read_weights": "weight_files",
     "rescale": "keypoints",
     "run": "files",
     "save_config": "config",
     "sha256": "files",
+    "skeleton": "pose",
     "to_dict": "config",
     "toy_market": "",
     "track": "progress",
+    "without_seed": "image_names",
     "write_bytes": "files",
     "write_json": "files",
     "write_keypoints": "keypoints",

@@ -40,6 +40,7 @@ from pidm_core.files import (
     write_json,
 )
 from pidm_core.model import PIDM
+from pidm_core.weight_files import HEAD_BYTES, refuse_stand_ins
 
 log = logging.getLogger(__name__)
 ASSETS = Path(__file__).parent / "assets"
@@ -181,8 +182,7 @@ def load_model(folder: Path) -> tuple[PIDM, DiffusionConfig, SampleConfig, str]:
     config = read_json(folder / "config.json")
     path = folder / "model.safetensors"
     data = path.read_bytes() if path.is_file() else b""
-    if data.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path}: a Git-LFS pointer, not the weights; run git lfs pull", BAD_DATA)
+    refuse_stand_ins(path, data[:HEAD_BYTES])
     digest = sha256(data)
     if config.get("weights_sha256") != digest:
         raise UserError(f"{path}: missing or altered, its checksum differs", BAD_DATA)

@@ -241,6 +241,8 @@ class ImageSettings:
             raise UserError("real: a folder of real images is needed (--real DIR)")
         if self.features == "reid" and not self.weights:
             raise UserError("weights: features=reid needs the network's file (--weights FILE)")
+        if min(self.reid_size) < 1:
+            raise UserError(f"reid_size: {self.reid_size} is not a height and a width in pixels")
 
 
 @dataclass(frozen=True)
@@ -273,6 +275,8 @@ class ImageTable(ImageSettings):
             raise UserError(f"methods: '{bad[0]}' does not serve as the name of a folder")
         if self.grid and not self.keypoints:
             raise UserError("keypoints: the grid needs the joints of the targets")
+        if self.grid_rows < 1:
+            raise UserError(f"grid_rows: {self.grid_rows} is no number of rows; give 1 or more")
 
 
 # ---------------------------------------------------------------- values to dataclasses

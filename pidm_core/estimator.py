@@ -36,7 +36,8 @@ from pidm_core.keypoints import (
     rescale,
     write_keypoints,
 )
-from pidm_core.pose import pose_map
+from pidm_core.pose import skeleton
+from pidm_core.weight_files import HEAD_BYTES, read_weights, refuse_stand_ins
 
 Estimator = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 """uint8 (H, W, 3) images of one person each -> float32 (18, 2) px, NaN = not seen."""
@@ -63,10 +64,7 @@ def find_weights(path: str | Path) -> Path:
             ENVIRONMENT,
         )
     with found[0].open("rb") as file:
-        if file.read(24).startswith(b"version https://git-lfs"):
-            raise UserError(
-                f"{found[0]}: a Git-LFS pointer, not the weights; run git lfs pull", BAD_DATA
-            )
+        refuse_stand_ins(found[0], file.read(HEAD_BYTES))
     return found[0]
 
 
@@ -120,7 +118,7 @@ def _vitpose(folder: Path, device: torch.device) -> Estimator:
 def _keypoint_rcnn(weights: Path, device: torch.device) -> Estimator:
     from torchvision.models.detection import keypointrcnn_resnet50_fpn
 
-    state = _read_state(weights)
+    state = read_weights(weights)
     model = keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None)
     own = model.state_dict()
     if lacking := [k for k, v in own.items() if k not in state or state[k].shape != v.shape]:
@@ -147,20 +145,6 @@ def _most_certain(found: Mapping[str, torch.Tensor]) -> np.ndarray:
     return _ours(found["keypoints"][0, :, :2], found["keypoints_scores"][0], _RCNN_SEEN)
 
 
-def _read_state(weights: Path) -> Mapping[str, torch.Tensor]:
-    import safetensors.torch
-
-    try:
-        if weights.suffix == ".safetensors":
-            return safetensors.torch.load(weights.read_bytes())
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling and safetensors raise a dozen kinds
-        raise UserError(f"{weights}: not a weight file ({_line(error)})", BAD_DATA) from error
-    if not isinstance(state, Mapping):
-        raise UserError(f"{weights}: not a table of tensors", BAD_DATA)
-    return state
-
-
 def _ours(joints: Any, scores: Any, least: float) -> np.ndarray:
     """COCO's joints (17, 2) and their scores (17,) as our 18, the doubtful ones missing."""
     seen = np.asarray(scores.cpu()) >= least
@@ -174,16 +158,33 @@ def _line(error: Exception) -> str:
 # ---------------------------------------------------------------- a folder of images
 
 
-def start(out: Path, weights: Path, images: Sequence[Record]) -> list[Record]:
-    """The images still to do for `out`; UserError if it was made with other weights."""
-    note, made_with = out.with_suffix(".json"), {"weights": weights.name, "sha256": sha256(weights)}
-    if note.is_file() and read_json(note) != made_with:
-        raise UserError(f"{out}: was begun with other weights ({note}); give another --out")
-    if out.is_file() and not note.is_file():
+def describe(weights: Path, data: str | Path) -> dict[str, str]:
+    """What joints are made with, noted beside them as OUT.json."""
+    return {"weights": weights.name, "sha256": sha256(weights), "data": str(Path(data).resolve())}
+
+
+def unfinished(out: Path, made_with: Mapping[str, str], images: Sequence[Record]) -> list[Record]:
+    """The images still to do for `out`, without the sheet of an earlier run that lies among them.
+
+    Raises UserError if `out` was made with other weights or from another folder, and for files
+    of the user that would be overwritten.
+    """
+    note, sheet = _note(out), out.with_suffix(".png").resolve()
+    others = [image for image in images if image.path.resolve() != sheet]
+    begun = read_json(note) if note.is_file() else None
+    if begun is None and out.is_file():
         raise UserError(f"{out}: is not a file of this tool ({note} lacks); give another --out")
+    if begun is None and len(others) < len(images):
+        raise UserError(
+            f"{sheet}: an image of the set, which the sheet would replace; give another --out"
+        )
+    if begun is not None and (not isinstance(begun, dict) or begun.keys() != made_with.keys()):
+        raise UserError(f"{note}: is not a note of this tool; give another --out")
     done = _finished(out)
-    write_json(note, made_with)
-    return [image for image in images if image.name not in done]
+    if done and begun != made_with:
+        what = "weights" if begun is None or begun["data"] == made_with["data"] else "images"
+        raise UserError(f"{out}: was begun with other {what} ({note}); give another --out")
+    return [image for image in others if image.name not in done]
 
 
 def estimate_all(
@@ -191,10 +192,12 @@ def estimate_all(
     estimator: Estimator,
     out: Path,
     *,
+    made_with: Mapping[str, str],
     batch_size: int,
     broken: list[str],
 ) -> Iterator[int]:
     """Estimate batch by batch into OUT.part and yield each one's size; messages go to `broken`."""
+    write_json(_note(out), made_with)
     finished = _finished(out)
     rows = [HEADER, *(csv_row(name, joints) for name, joints in finished.items())]
     write_bytes(_part(out), ("\n".join(rows) + "\n").encode())  # without a torn last line
@@ -218,6 +221,10 @@ def finish(out: Path) -> dict[str, np.ndarray]:
         write_keypoints(out, finished)
     _part(out).unlink(missing_ok=True)
     return finished
+
+
+def _note(out: Path) -> Path:
+    return out.with_suffix(".json")
 
 
 def _part(out: Path) -> Path:
@@ -256,7 +263,6 @@ def _overlay(image: np.ndarray, joints: np.ndarray) -> np.ndarray:
     from PIL import Image
 
     small = np.asarray(Image.fromarray(image).resize(_TILE[::-1]), dtype=np.float32)
-    moved = rescale(joints, image.shape[:2], _TILE)
-    drawn = pose_map(torch.from_numpy(moved[None]), _TILE)[0, :3].permute(1, 2, 0).numpy() * 255
+    drawn = skeleton(rescale(joints, image.shape[:2], _TILE), _TILE)
     lines = drawn.max(-1, keepdims=True) > 0
     return np.where(lines, 0.3 * small + 0.7 * drawn, small).round().astype(np.uint8)

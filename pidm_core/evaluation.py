@@ -1,9 +1,4 @@
-"""A folder of generated images -> figures, each with everything it must be printed with.
-
-The names say what an image was generated from: `<source>_2_<target>_vis.png` (PIDM, GFLA, NTED),
-`<source>.jpg___<target>.jpg_vis.jpg` (PATN), `<source>_to_<target>.png` (PCDMs). What follows
-`_vis` tells several images of one source and target apart (seeds).
-"""
+"""A folder of generated images -> figures, each with everything it must be printed with."""
 
 from __future__ import annotations
 
@@ -20,15 +15,24 @@ import numpy as np
 from pidm_core import feature_metrics as distances
 from pidm_core import feature_networks as networks
 from pidm_core.config import ImageSettings
+from pidm_core.datasets import _refuse_way_out, list_images
 from pidm_core.feature_networks import Extractor, Perceptual
-from pidm_core.files import BAD_DATA, ENVIRONMENT, UserError, load_image, sha256, write_bytes
+from pidm_core.files import (
+    BAD_DATA,
+    ENVIRONMENT,
+    UserError,
+    _read_text,
+    load_image,
+    sha256,
+    write_bytes,
+)
 from pidm_core.image_metrics import PRESETS, SSIM_WINDOW, Preset, bring_to, ssim
+from pidm_core.image_names import named_pair, without_seed
 from pidm_core.progress import track
 
 T = TypeVar("T")
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
-_SEPARATORS = ("_2_", "___", "_to_")
 _FEW_IMAGES = 2048  # below it, FID says more about the number of images than about the images
 _NAMED = 5  # files of one kind that are named before the rest is only counted
 
@@ -78,57 +82,82 @@ class Judges:
 
 def image_files(folder: str | Path) -> list[Path]:
     """The images (.jpg, .png) of a folder, by name; UserError (BAD_DATA) if there is none."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder", BAD_DATA)
+    folder = _folder(folder)
     files = [p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and p.name[0] != "."]
     if not files:
         raise UserError(f"{folder}: no images (.jpg or .png) in it", BAD_DATA)
     return sorted(files)
 
 
+def images_below(folder: str | Path) -> list[Path]:
+    """The same of a folder and all folders in it (DeepFashion's are nested), by path."""
+    return [record.path for record in list_images(_folder(folder))]
+
+
+def images_by_name(folder: str | Path) -> dict[str, list[Path]]:
+    """The images below a folder by name without ending; folders may repeat a name."""
+    named: dict[str, list[Path]] = {}
+    for path in images_below(folder):
+        named.setdefault(path.stem, []).append(path)
+    return named
+
+
+def only(paths: Sequence[Path]) -> Path:
+    """The image of a name; UserError (BAD_DATA) where several share it."""
+    if len(paths) > 1:
+        raise UserError(
+            f"{paths[1]}: has the same name as {paths[0]}; give them names of their own, or list "
+            "the targets in a CSV generated,target",
+            BAD_DATA,
+        )
+    return paths[0]
+
+
 def read_pictures(generated: str | Path, targets: str | Path) -> list[Picture]:
     """The images of a folder with their true targets, by name.
 
-    targets: a folder, in which the file names are looked up, or a CSV with the header
+    targets: a folder, below which the file names are looked up, or a CSV with the header
     `generated,target` (a file name; a path from the CSV's folder). A target of None is unknown.
+    Raises UserError (BAD_DATA) for a name that two images share, and for a CSV that is not one.
     """
     files, targets = image_files(generated), Path(targets)
     if targets.is_file():
         listed = _read_targets(targets)
-        return [Picture(p, "", listed.get(p.name), _condition(p)) for p in files]
-    known = {path.stem: path for path in image_files(targets)}
+        return [Picture(p, "", listed.get(p.name), without_seed(p.stem)) for p in files]
+    known = images_by_name(targets)
     return [_picture(path, known) for path in files]
 
 
+def _folder(path: str | Path) -> Path:
+    if not Path(path).is_dir():
+        raise UserError(f"{path}: no such folder", BAD_DATA)
+    return Path(path)
+
+
 def _read_targets(path: Path) -> dict[str, Path]:
-    rows = csv.DictReader(io.StringIO(path.read_text("utf-8-sig")))
-    if rows.fieldnames != ["generated", "target"]:
-        raise UserError(f"{path}: its first line is not 'generated,target'", BAD_DATA)
-    return {row["generated"]: path.parent / (row["target"] or "") for row in rows}
+    rows = csv.DictReader(io.StringIO(_read_text(path)))
+    found = {}
+    try:
+        if rows.fieldnames != ["generated", "target"]:
+            raise UserError(f"{path}: its first line is not 'generated,target'", BAD_DATA)
+        for row in rows:
+            where, name, target = f"{path}:{rows.line_num}", row["generated"], row["target"]
+            if not name or not target:
+                raise UserError(f"{where}: a cell is empty; give both or no line", BAD_DATA)
+            _refuse_way_out(target, where)
+            found[name] = path.parent / target
+    except csv.Error as error:
+        raise UserError(f"{path}: not a CSV ({error})", BAD_DATA) from error
+    return found
 
 
-def _condition(path: Path) -> str:
-    return path.stem.partition("_vis")[0]
-
-
-def _picture(path: Path, known: Mapping[str, Path]) -> Picture:
-    """The last place where the name can be cut so that its end is a known target."""
-    words = condition = _condition(path)
-    for separator in _SEPARATORS:
-        head = words
-        while separator in head:
-            head = head.rpartition(separator)[0]
-            target = _stem(words[len(head) + len(separator) :])
-            if target in known:
-                return Picture(path, _stem(head), known[target], condition)
-    return Picture(path, "", None, condition)
-
-
-def _stem(name: str) -> str:
-    for suffix in _SUFFIXES:
-        name = name.removesuffix(suffix)
-    return name
+def _picture(path: Path, known: Mapping[str, list[Path]]) -> Picture:
+    condition = without_seed(path.stem)
+    pair = named_pair(path.stem, targets=known)
+    if not pair:
+        return Picture(path, "", None, condition)
+    source, target = pair
+    return Picture(path, source, only(known[target]), condition)
 
 
 # ---------------------------------------------------------------- networks
@@ -144,13 +173,13 @@ def find_judges(settings: ImageSettings) -> Judges:
     folder = given.parent if given and settings.features == "reid" else given
     lacking: list[str] = []
 
-    def load(what: str, build: Callable[[], T]) -> T | None:
+    def load(what: str, build: Callable[[], T], remedy: str = "") -> T | None:
         try:
             return build()
         except UserError as error:
             if error.code != ENVIRONMENT:
                 raise
-            lacking.append(f"{what}: {error}")
+            lacking.append(f"{what}: {error}{remedy}")
             return None
 
     if settings.features == "reid":
@@ -162,6 +191,7 @@ def find_judges(settings: ImageSettings) -> Judges:
             lambda: networks.inception(
                 networks.find_weights(networks.INCEPTION_FILES, folder), size
             ),
+            "; or measure in a re-ID network of yours: --features reid --weights FILE",
         )
     lpips = load(
         "LPIPS (AlexNet)",
@@ -217,7 +247,10 @@ def _ssim_figures(pairs: Sequence[Picture], preset: Preset) -> Iterator[Figure |
     for made, true in _pairs(pairs, preset, "SSIM"):
         if min(size) >= SSIM_WINDOW:
             uniform.append(ssim(made, true))
-        spread = np.ptp(made.reshape(len(made), -1), axis=1) / 255
+        # An image of one colour has no range: without a floor SSIM_256 is 0/0 (scikit-image's too).
+        # One grey level is the least that any other image has, so that no published figure changes.
+        levels = np.ptp(made.reshape(len(made), -1), axis=1)
+        spread = np.maximum(levels, 1) / 255
         gaussian.append(ssim(made, true, sigma=preset.sigma, data_range=spread))
     where, images = f"preset {preset.name}, {_px(size)}", f"{len(pairs):,} images"
     if uniform:
@@ -246,7 +279,7 @@ def _set_figures(
     pictures: Sequence[Picture], settings: ImageSettings, extractor: Extractor
 ) -> Iterator[Figure | str]:
     preset = PRESETS[settings.preset]
-    files = image_files(settings.real)
+    files = images_below(settings.real)
     chosen = pictures[: preset.whole(len(pictures))]
     if min(len(chosen), len(files)) < 2:
         yield f"{extractor.titles[0]}: at least two generated and two real images are needed"

@@ -49,15 +49,16 @@ def kernel_distance(a: Features, b: Features) -> float:
     estimates the same number with more noise.
     """
     _check(a, b, rows=2)
-    return _mean_kernel(a, a) + _mean_kernel(b, b) - 2 * _mean_kernel(a, b)
+    within = _mean_kernel(a, a, skip_itself=True) + _mean_kernel(b, b, skip_itself=True)
+    return within - 2 * _mean_kernel(a, b)
 
 
-def _mean_kernel(a: Features, b: Features) -> float:
-    """Mean of the kernel over all pairs; with itself, over pairs of different rows."""
+def _mean_kernel(a: Features, b: Features, *, skip_itself: bool = False) -> float:
+    """Mean of the kernel over all pairs of rows; skip_itself: `b` is `a`, no row with itself."""
     width = a.shape[1]
     other = b.astype(np.float64).T
     total = sum(((rows @ other / width + 1) ** 3).sum() for rows in _blocks(a))
-    if a is not b:
+    if not skip_itself:
         return float(total / (len(a) * len(b)))
     same = (((a.astype(np.float64) ** 2).sum(1) / width + 1) ** 3).sum()
     return float((total - same) / (len(a) * (len(a) - 1)))

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pidm_core.checkpoint import load_weights
-from pidm_core.files import BAD_DATA, ENVIRONMENT, UserError, sha256
+from pidm_core.files import ENVIRONMENT, UserError, sha256
 from pidm_core.hardware import place
+from pidm_core.weight_files import read_weights
 
 Images = NDArray[np.float32]  # (B, H, W, 3) in [0, 1]
 
@@ -151,7 +152,10 @@ def find_weights(names: tuple[str, ...], folder: Path | None) -> Path:
         if path.is_file():
             return path
     where = " or ".join(map(str, folders))
-    raise UserError(f"no weights; put torchvision's {names[0]} into {where}", ENVIRONMENT)
+    raise UserError(
+        f"no weights; put torchvision's {names[0]} into {where}, or name its folder with --weights",
+        ENVIRONMENT,
+    )
 
 
 def _fit(
@@ -163,32 +167,3 @@ def _fit(
         if name.endswith("num_batches_tracked"):  # counts of training, absent from older files
             found.setdefault(name, torch.tensor(0))
     load_weights(network, found, path)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, a torch file or a torchreid checkpoint, by name.
-
-    Raises UserError: ENVIRONMENT if there is no such file, BAD_DATA for anything but weights.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such weight file", ENVIRONMENT)
-    with path.open("rb") as file:
-        head = file.read(256).lstrip().lower()
-    if head.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path}: a Git-LFS pointer, not the weights; run git lfs pull", BAD_DATA)
-    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise UserError(f"{path}: a web page, not the weights; download them again", BAD_DATA)
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        found = found.get("state_dict", found)
-        state = {name.removeprefix("module."): value for name, value in found.items()}
-    except Exception as error:  # torch and safetensors raise a dozen kinds on broken bytes
-        why = str(error).partition("\n")[0]
-        raise UserError(f"{path}: not a weight file that loads safely ({why})", BAD_DATA) from error
-    if wrong := [name for name, value in state.items() if not isinstance(value, Tensor)]:
-        raise UserError(f"{path}: '{wrong[0]}' is no tensor; give a state dict", BAD_DATA)
-    return state

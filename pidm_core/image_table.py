@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 
 from pidm_core.config import ImageTable, Published
-from pidm_core.evaluation import Judges, evaluate, find_judges, image_files, read_pictures
+from pidm_core.evaluation import (
+    Judges,
+    evaluate,
+    find_judges,
+    images_below,
+    images_by_name,
+    only,
+    read_pictures,
+)
 from pidm_core.files import (
     BAD_DATA,
     UserError,
@@ -30,7 +38,7 @@ from pidm_core.files import (
     write_json,
 )
 from pidm_core.keypoints import read_keypoints
-from pidm_core.pose import pose_map
+from pidm_core.pose import skeleton
 
 # SSIM, LPIPS, FID of Tables 1 and 2; the last two rows of Market-1501 as those papers give them
 PUBLISHED: dict[Published, dict[str, tuple[float | None, float | None, float]]] = {
@@ -75,7 +83,7 @@ Result = dict[str, Any]
 def outlook(table: ImageTable) -> list[str]:
     """What would be measured, one line for each method."""
     targets = table.targets or table.real
-    lines = [f"{len(image_files(table.real)):,} real images in {table.real}"]
+    lines = [f"{len(images_below(table.real)):,} real images in {table.real}"]
     for method, folder in table.methods.items():
         pictures = read_pictures(folder, targets)
         known = sum(picture.target is not None for picture in pictures)
@@ -112,7 +120,7 @@ def _basis(table: ImageTable, judges: Judges) -> list[Any]:
     """All but the method that a result depends on."""
     found = [judge.weights if judge else None for judge in (judges.extractor, judges.lpips)]
     settings = [table.preset, table.features, list(table.reid_size), table.targets]
-    return [*settings, *found, _files(image_files(table.real))]
+    return [*settings, *found, _files(images_below(table.real))]
 
 
 def _files(paths: Iterable[Path | None]) -> list[list[str] | None]:
@@ -198,7 +206,7 @@ def draw_grid(table: ImageTable) -> Path:
     Raises UserError where the keypoints or a source lack or no pair is in every method's folder.
     """
     targets = table.targets or table.real
-    sources = {path.stem: path for path in image_files(table.sources or targets)}
+    sources = images_by_name(table.sources or targets)
     poses = {Path(name).stem: pose for name, pose in read_keypoints(table.keypoints).items()}
     images: list[dict[tuple[str, Path], Path]] = []
     for folder in table.methods.values():
@@ -220,19 +228,16 @@ def draw_grid(table: ImageTable) -> Path:
         source, target = common[k]
         truth = load_image(target)
         made = [load_image(found[common[k]]) for found in images]
-        parts = [load_image(sources[source]), _drawing(poses[target.stem], truth), truth, *made]
+        parts = [
+            load_image(only(sources[source])),
+            skeleton(poses[target.stem], truth.shape[:2]),
+            truth,
+            *made,
+        ]
         rows.append(np.concatenate([_tile(part, truth) for part in parts], axis=1))
     path = Path(table.results) / table.name / "grid.png"
     write_bytes(path, encode_png(np.concatenate(rows)))
     return path
-
-
-def _drawing(keypoints: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    import torch
-
-    drawn = pose_map(torch.from_numpy(keypoints[None]), (truth.shape[0], truth.shape[1]))[0, :3]
-    picture: np.ndarray = (drawn.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    return picture
 
 
 def _tile_width(truth: np.ndarray) -> int:

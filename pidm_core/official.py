@@ -26,6 +26,7 @@ from pidm_core.checkpoint import save_model
 from pidm_core.config import ModelConfig, PIDMConfig, SampleConfig, save_config
 from pidm_core.files import BAD_DATA, UserError
 from pidm_core.model import PIDM
+from pidm_core.weight_files import HEAD_BYTES, refuse_stand_ins
 
 SIZE = (256, 256)
 """Height and width the authors train on; their checkpoint does not say."""
@@ -248,11 +249,8 @@ def _check_kind(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the authors' last.pt", BAD_DATA)
     with path.open("rb") as file:
-        start = file.read(512)
-    if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path}: a Git-LFS pointer, not the weights; run git lfs pull", BAD_DATA)
-    if re.match(rb"\s*<(!doctype|html|\?xml)", start, re.IGNORECASE):
-        raise UserError(f"{path}: a web page, not the weights; download the file itself", BAD_DATA)
+        start = file.read(HEAD_BYTES)
+    refuse_stand_ins(path, start)
     if not zipfile.is_zipfile(path):
         why = "the file is empty" if not start else "not a zip archive of torch >= 1.6, or cut off"
         raise UserError(f"{path}: {why}; nothing in it was run; download it again", BAD_DATA)

@@ -8,6 +8,7 @@ Legend: B batch, L = 17 limbs, H W size of the map.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,6 +48,14 @@ def pose_map(keypoints: Tensor, size: tuple[int, int]) -> Tensor:
     out[:, :3] = _drawing(distance <= EDGE, _top_disc(joints, x, y))
     distance.mul_(1 / DISTANCE_RANGE).clamp_(0, 1)
     return out
+
+
+def skeleton(keypoints: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """A picture of one person's keypoints (18, 2), as the pose map has it: uint8 (H, W, 3)."""
+    height, width = size
+    drawn = pose_map(torch.from_numpy(keypoints[None]), (height, width))[0, :3]
+    picture: np.ndarray = (drawn.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    return picture
 
 
 def _limb_distances(joints: Tensor, x: Tensor, y: Tensor, out: Tensor) -> Tensor:

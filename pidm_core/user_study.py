@@ -27,6 +27,7 @@ from pidm_core.files import (
     write_bytes,
     write_json,
 )
+from pidm_core.image_names import named_pair
 from pidm_core.keypoints import read_keypoints
 
 IMAGES, SETS = 30, 30  # real, and as many generated, images; comparison sets
@@ -118,10 +119,10 @@ def build_study(
 
     real: folder of real images; all images are shown in the size of the first one drawn, as PNG,
     so that neither size nor coding tells them apart. Market's junk and distractors are left out.
-    methods: name -> folder of `<source>_2_<target>_vis.png`; the images judged real or generated
-    are of the first. With two methods or more, sets are compared: then sources and truth are the
-    folders of the source and the target images, and keypoints, if given, the file with the
-    targets' poses. Raises UserError for folders that do not make a study.
+    methods: name -> folder of generated images, named as image_names says; the images judged real
+    or generated are of the first. With two methods or more, sets are compared: then sources and
+    truth are the folders of the source and the target images, and keypoints, if given, the file
+    with the targets' poses. Raises UserError for folders that do not make a study.
     """
     if len(methods) > MOST_METHODS:
         raise UserError(f"{len(methods)} methods, at most {MOST_METHODS} fit on the keys 1 to 9")
@@ -255,39 +256,26 @@ def _check_same_pairs(made: Mapping[str, Mapping[str, Path]], methods: Mapping[s
 def _pair(
     path: Path, sources: Path, truth: Path, folders: Mapping[Path, Mapping[str, Path]]
 ) -> tuple[Path, Path]:
-    """Source and target of `<source>_2_<target>_vis`; a name may itself hold `_2_` or an ending."""
-    parts = path.stem.removesuffix("_vis").split("_2_")
-    pairs = [("_2_".join(parts[:cut]), "_2_".join(parts[cut:])) for cut in range(1, len(parts))]
-    pairs = [(_bare(source), _bare(target)) for source, target in pairs]
-    if not pairs:
-        raise UserError(f"{path}: is not named <source>_2_<target>_vis", BAD_DATA)
-    for source, target in pairs:
-        if source in folders[sources] and target in folders[truth]:
-            return folders[sources][source], folders[truth][target]
-    source, target = pairs[0]
-    lacking, where = (target, truth) if source in folders[sources] else (source, sources)
-    raise UserError(f"{path}: {lacking} is not in {where}", BAD_DATA)
-
-
-def _bare(name: str) -> str:
-    return re.sub(r"\.(jpe?g|png)$", "", name)
+    """The files of the source and the target in the name of a generated image."""
+    if pair := named_pair(path.stem, sources=folders[sources], targets=folders[truth]):
+        return folders[sources][pair[0]], folders[truth][pair[1]]
+    if halves := named_pair(path.stem, sources=folders[sources]):
+        raise UserError(f"{path}: {halves[1]} is not in {truth}", BAD_DATA)
+    if halves := named_pair(path.stem):
+        raise UserError(f"{path}: {halves[0]} is not in {sources}", BAD_DATA)
+    raise UserError(f"{path}: is not named <source>_2_<target>_vis", BAD_DATA)
 
 
 def _poses(keypoints: Path) -> Callable[[Path], np.ndarray]:
     """Draws the pose of a target image, whose keypoints are px of that image: uint8 (H, W, 3)."""
-    import torch
-
-    from pidm_core.pose import pose_map
+    from pidm_core.pose import skeleton
 
     found = {Path(name).stem: points for name, points in read_keypoints(keypoints).items()}
 
     def drawing(target: Path) -> np.ndarray:
         if target.stem not in found:
             raise UserError(f"{keypoints}: no keypoints of {target.name}", BAD_DATA)
-        height, width = load_image(target).shape[:2]
-        drawn = pose_map(torch.from_numpy(found[target.stem][None]), (height, width))[0, :3]
-        picture: np.ndarray = (drawn.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-        return picture
+        return skeleton(found[target.stem], load_image(target).shape[:2])
 
     return drawing
 

@@ -9,7 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from pidm_core import BAD_DATA, Record, UserError, encode_jpeg, load_image, sha256, write_bytes
+from pidm_core import (
+    BAD_DATA,
+    Record,
+    UserError,
+    encode_jpeg,
+    load_image,
+    named_pair,
+    sha256,
+    without_seed,
+    write_bytes,
+)
 from pidm_reid import folder, plan
 from pidm_reid.plan import Recipe
 from pidm_reid.synthesize import Generator, Work, ledger_entry, start
@@ -56,8 +66,11 @@ def _imported_recipe(
         raise UserError(f"{path}: no person and camera (as in 0002_c1…) in its name", BAD_DATA)
     if int(person[1]) not in people:
         raise UserError(f"{path}: person {person[1]} is not in the training subset", BAD_DATA)
-    source, _, target = path.stem.removesuffix("_vis").partition("_2_")
-    source = source.removesuffix(".jpg").removesuffix(".png")
+    source, target = (
+        named_pair(path.stem, sources=stems)
+        or named_pair(path.stem)
+        or (without_seed(path.stem), "")
+    )
     if target and source not in stems:
         raise UserError(f"{path}: its source is not in the training subset", BAD_DATA)
     replica = numbers.get(source, 0)

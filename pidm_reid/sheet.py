@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pidm_core import encode_png, load_image, pose_map, write_bytes
+from pidm_core import encode_png, load_image, skeleton, write_bytes
 from pidm_reid.plan import Recipe
 
 HEIGHT, WIDTH, GAP = 256, 128, 4
@@ -37,7 +37,7 @@ def _tile(
     recipe: Recipe, generated: Path, keypoints: Mapping[str, np.ndarray], truth: Path | None
 ) -> np.ndarray:
     source = load_image(generated / recipe.source)
-    pose = _drawing(keypoints[recipe.pose], load_image(generated / recipe.pose).shape[:2])
+    pose = skeleton(keypoints[recipe.pose], load_image(generated / recipe.pose).shape[:2])
     parts = [source, pose, load_image(generated / recipe.file_name)]
     if truth:
         parts.append(load_image(truth / recipe.file_name))
@@ -46,14 +46,6 @@ def _tile(
     bottom = np.full((GAP, shown.shape[1], 3), 255, dtype=np.uint8)
     return np.pad(np.concatenate([shown, bottom]), ((0, 0), (0, 4 * GAP), (0, 0)),
                   constant_values=255)  # fmt: skip
-
-
-def _drawing(keypoints: np.ndarray, frame: tuple[int, ...]) -> np.ndarray:
-    import torch
-
-    drawn = pose_map(torch.from_numpy(keypoints[None]), (frame[0], frame[1]))[0, :3]
-    picture: np.ndarray = (drawn.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    return picture
 
 
 def _enlarged(image: np.ndarray) -> np.ndarray:

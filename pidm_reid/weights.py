@@ -7,7 +7,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from pidm_core import ENVIRONMENT, UserError, sha256, write_bytes
+from pidm_core import BAD_DATA, ENVIRONMENT, UserError, read_weights, sha256, write_bytes
 
 State = dict[str, torch.Tensor]
 IMAGENET_FILE = "resnet50-19c8e357.pth"
@@ -19,8 +19,8 @@ def save_state(path: Path, state: State) -> None:
 
 
 def load_state(path: Path) -> State:
-    """Read weights written by `save_state`."""
-    return safetensors.torch.load(path.read_bytes())
+    """Read weights written by `save_state`; UserError (BAD_DATA) if they are damaged."""
+    return read_weights(path)
 
 
 def imagenet_file(weights: str) -> Path | None:
@@ -47,13 +47,11 @@ def describe_weights(weights: str) -> str:
 
 def backbone(path: Path, model: torch.nn.Module) -> State:
     """The tensors of an ImageNet ResNet50 file that fit the model: all but the classifier's."""
-    if path.suffix == ".safetensors":
-        found = load_state(path)
-    else:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    own = model.state_dict()
+    found, own = read_weights(path), model.state_dict()
     fitting = {k: v for k, v in found.items() if k in own and v.shape == own[k].shape}
     needed = {k for k in own if not k.startswith("classifier") and "num_batches" not in k}
     if lacking := sorted(needed - set(fitting)):
-        raise UserError(f"{path}: not a ResNet50; {len(lacking)} tensors lack, as {lacking[0]}")
+        raise UserError(
+            f"{path}: not a ResNet50; {len(lacking)} tensors lack, as {lacking[0]}", BAD_DATA
+        )
     return fitting

@@ -93,7 +93,7 @@ def test_altered_weights_and_other_architectures_are_refused(tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"another network: .* is"):
         load_model(tmp_path / "other")
     save_model(tmp_path / "bad", PIDM(CONFIG.model).state_dict(), CONFIG, card="")
-    (tmp_path / "bad" / "model.safetensors").write_bytes(b"<html>")
+    (tmp_path / "bad" / "model.safetensors").write_bytes(b"altered")
     with pytest.raises(UserError, match="checksum"):
         load_model(tmp_path / "bad")
     (tmp_path / "bad" / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/")

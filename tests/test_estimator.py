@@ -157,9 +157,48 @@ def test_new_images_alone_are_estimated_and_other_weights_refused(
     assert len(read_keypoints(tmp_path / "p.csv")) == 5
     with pytest.raises(UserError, match="begun with other weights"):
         tool.main(arguments(tmp_path, b"others"))
+    (tmp_path / "images").rename(tmp_path / "moved")
+    folder(tmp_path, 2)
+    (tmp_path / "moved/0.png").unlink()
+    with pytest.raises(UserError, match="begun with other images"):
+        tool.main([*arguments(tmp_path), "--data", str(tmp_path / "moved")])
     (tmp_path / "p.json").unlink()
     with pytest.raises(UserError, match="is not a file of this tool"):
         tool.main(arguments(tmp_path))
+
+
+def test_a_corrected_weight_file_is_taken_where_nothing_was_estimated(
+    tool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder(tmp_path, 2)
+    with pytest.raises(UserError, match="not a whole weight file"):
+        tool.main(arguments(tmp_path, b"cut off"))
+    monkeypatch.setattr(estimator, "load_estimator", lambda weights: brightest)
+    assert tool.main(arguments(tmp_path)) == DONE
+
+
+def test_the_sheet_among_the_images_is_none_of_them(
+    tool: Any, tmp_path: Path, fake: list[int]
+) -> None:
+    people = folder(tmp_path, 2)
+    inside = [*arguments(tmp_path), "--out", str(people / "p.csv")]
+    assert tool.main(inside) == DONE
+    assert (people / "p.png").is_file()
+    folder(tmp_path, 3)
+    assert tool.main(inside) == DONE
+    assert sorted(read_keypoints(people / "p.csv")) == ["0.png", "2.png", "b/1.png"]
+
+
+def test_files_of_the_user_are_not_overwritten(tool: Any, tmp_path: Path, fake: list[int]) -> None:
+    people = folder(tmp_path, 2)
+    before = (people / "0.png").read_bytes()
+    with pytest.raises(UserError, match="which the sheet would replace"):
+        tool.main([*arguments(tmp_path), "--out", str(people / "0.csv")])
+    assert (people / "0.png").read_bytes() == before
+    write_bytes(tmp_path / "p.json", b"{}\n")
+    with pytest.raises(UserError, match=r"p\.json: is not a note of this tool"):
+        tool.main(arguments(tmp_path))
+    assert (tmp_path / "p.json").read_bytes() == b"{}\n"
 
 
 def test_a_run_killed_before_its_last_step_is_finished(
@@ -225,8 +264,10 @@ def test_a_git_lfs_pointer_is_no_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
 def test_broken_and_foreign_weight_files_are_refused(tmp_path: Path, name: str) -> None:
-    write_bytes(tmp_path / name, b"no weights at all")
-    assert "not a weight file" in str(refusal(tmp_path / name))
+    write_bytes(tmp_path / name, b"PK\x03\x04 cut off")
+    assert "not a whole weight file" in str(refusal(tmp_path / name))
+    write_bytes(tmp_path / name, b"<html>Sign in</html>")
+    assert "a web page" in str(refusal(tmp_path / name))
 
 
 def test_a_pickle_with_code_is_not_run(tmp_path: Path) -> None:
@@ -235,7 +276,7 @@ def test_a_pickle_with_code_is_not_run(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "ran",))
 
     torch.save({"a": Evil()}, tmp_path / "a.pth")
-    assert "not a weight file" in str(refusal(tmp_path / "a.pth"))
+    assert "not a plain state dict" in str(refusal(tmp_path / "a.pth"))
     assert not (tmp_path / "ran").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +100,7 @@ def values(report: Report) -> dict[str, float]:
         ("0002_c1s1_000000_00.jpg___0001_c2s1_000000_00.jpg_vis.jpg", "0002_c1s1_000000_00"),
         ("0002_c1s1_000000_00_to_0001_c2s1_000000_00.png", "0002_c1s1_000000_00"),
         ("a_2_b_2_0001_c2s1_000000_00_vis.png", "a_2_b"),
+        ("img_visit_3_2_0001_c2s1_000000_00_vis_1.png", "img_visit_3"),
     ],
 )
 def test_a_name_tells_source_and_target(folders: Path, name: str, source: str) -> None:
@@ -119,6 +121,41 @@ def test_a_list_names_targets_where_names_do_not(folders: Path) -> None:
     (folders / "list.csv").write_text("from,to\n")
     with pytest.raises(UserError, match="'generated,target'"):
         read_pictures("other", "list.csv")
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"generated,target\ncaf\xe9.png,a.png\n", "list.csv: not UTF-8 text"),
+        (b"\x89PNG\r\n\x1a\n\x00\xff", "list.csv: not UTF-8 text"),
+        (b"generated,target\nx.png,\n", "list.csv:2: a cell is empty"),
+        (b"generated,target\nx.png\n", "list.csv:2: a cell is empty"),
+        (b"generated,target\n,a.png\n", "list.csv:2: a cell is empty"),
+        (b"generated,target\nx.png,../a.png\n", r"list.csv:2: '\.\./a.png' leaves"),
+        (b"generated,target\nx.png,/etc/a.png\n", "list.csv:2: '/etc/a.png' leaves"),
+        (b"generated,target\n" + b"x" * 200_000 + b",a\n", "list.csv: not a CSV"),
+    ],
+)
+def test_a_list_that_is_none_is_refused_in_one_line(folders: Path, data: bytes, why: str) -> None:
+    (folders / "list.csv").write_bytes(data)
+    with pytest.raises(UserError, match=why) as caught:
+        read_pictures("made", "list.csv")
+    assert caught.value.code == BAD_DATA
+    assert "\n" not in str(caught.value)
+
+
+def test_targets_may_lie_in_folders_of_their_own_under_names_of_their_own(folders: Path) -> None:
+    write(folders / "other", [f"a_2_{TARGETS[0]}_vis.png"], 0)
+    write(folders / "nested/WOMEN/id_1", [f"{TARGETS[0]}.png", "01_1_front.png"], 0)
+    write(folders / "nested/MEN/id_2", ["01_1_front.png"], 0)  # nobody's target
+    (found,) = read_pictures("other", "nested")
+    assert found.target == Path(f"nested/WOMEN/id_1/{TARGETS[0]}.png")
+    write(folders / "nested/MEN/id_3", [f"{TARGETS[0]}.jpg"], 0)
+    with pytest.raises(
+        UserError, match=r"WOMEN/id_1/.*: has the same name as .*MEN/id_3/"
+    ) as caught:
+        read_pictures("other", "nested")
+    assert caught.value.code == BAD_DATA
 
 
 # ---------------------------------------------------------------- figures
@@ -146,6 +183,22 @@ def test_pair_figures_follow_the_preset(folders: Path) -> None:
     assert report.left_out == []
 
 
+FLAT_C = (0.01 / 255) ** 2  # of a range of one grey level
+
+
+@pytest.mark.parametrize(
+    ("made", "true", "expected"),
+    [(0, 0, 1), (200, 200, 1), (255, 0, FLAT_C / (1 + FLAT_C))],  # (2 a b + c) / (a^2 + b^2 + c)
+)
+def test_an_image_of_one_colour_has_an_ssim(
+    folders: Path, made: int, true: int, expected: float
+) -> None:
+    for path, grey in ((f"flat/a_2_{TARGETS[0]}_vis.png", made), (f"{TARGETS[0]}.png", true)):
+        write_bytes(folders / "one" / path, encode_png(np.full((*SIZE, 3), grey, np.uint8)))
+    report = evaluate(read_pictures("one/flat", "one"), settings(), Colours().judges())
+    assert values(report)["SSIM_256"] == pytest.approx(expected, abs=1e-12)
+
+
 def test_set_figures_are_those_of_the_features(folders: Path) -> None:
     network = Colours()
     report = evaluate(read_pictures("made", "targets"), settings(), network.judges())
@@ -156,6 +209,33 @@ def test_set_figures_are_those_of_the_features(folders: Path) -> None:
     assert values(report)["FID"] == pytest.approx(frechet_distance(real, made), rel=1e-4)
     assert {"KID", "precision", "recall"} < set(values(report))
     assert "diversity" not in values(report)
+
+
+def test_real_images_are_those_of_all_folders_below(folders: Path) -> None:
+    for k in range(5):
+        write(folders / f"nested/id_{k}", ["01_1_front.png"], k)  # those of `real`
+    pictures = read_pictures("made", "targets")
+    nested, flat = (
+        evaluate(pictures, settings(real=real), Colours().judges()) for real in ("nested", "real")
+    )
+    assert values(nested) == values(flat)
+    assert "5 real" in {figure.name: figure.how for figure in nested.figures}["FID"]
+
+
+def test_the_recipe_for_the_papers_real_images_cuts_and_leaves_out_the_test_images(
+    folders: Path,
+) -> None:
+    home = folders / "data/deepfashion"
+    image = np.full((256, 256, 3), 255, np.uint8)
+    image[:, 40:216] = picture(1, (256, 176))
+    for view in ("01_1_front", "02_2_side"):
+        write_bytes(home / f"img/WOMEN/Tees_Tanks/id_00000001/{view}.png", encode_png(image))
+    (home / "train.lst").write_text("fashionWOMENTees_Tanksid0000000101_1front.jpg\n")
+    (recipe,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/images.md").read_text(), re.DOTALL)
+    exec(recipe, {})
+    (found,) = (folders / "data/deepfashion_train").iterdir()
+    assert found.name == "fashionWOMENTees_Tanksid0000000101_1front.png"
+    assert np.array_equal(load_image(found), picture(1, (256, 176)))
 
 
 def test_several_images_of_a_condition_give_diversity(folders: Path) -> None:
@@ -241,6 +321,9 @@ def test_without_weights_the_tool_names_the_files_and_gives_the_rest(
     assert "FID:" not in out
     assert "put torchvision's inception_v3_google-0cc3c7bd.pth into" in err
     assert "put torchvision's alexnet-owt-7be5be79.pth into" in err
+    assert err.count("or name its folder with --weights") == 2
+    assert "FID, KID (Inception-v3): " in err
+    assert err.count("--features reid --weights FILE") == 1
     assert err.count("\n") == 2
     assert [figure["name"] for figure in read_json("x.json")["figures"]] == ["SSIM", "SSIM_256"]
 
@@ -291,6 +374,11 @@ def test_a_reid_network_gives_a_distance_that_is_not_fid(
             "none of pidm, gfla",
             USAGE,
         ),
+        (
+            ("--generated", "made", "--real", "real", "--reid-size=-1,64"),
+            "reid_size: .-1, 64. is not a height",
+            USAGE,
+        ),
         (("--generated", "empty", "--real", "real"), "empty: no images", BAD_DATA),
         (("--generated", "nowhere", "--real", "real"), "nowhere: no such folder", BAD_DATA),
         (("--generated", "made", "--real", "real"), "alexnet-owt-7be5be79.pth", ENVIRONMENT),
@@ -309,6 +397,14 @@ def test_bad_input_is_one_line(
         tool("evaluate_images")(*options)
     assert caught.value.code == code
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [-1, 0])
+def test_a_grid_has_rows(folders: Path, rows: int) -> None:
+    options = ("--real", "real", "--methods", "PIDM=made", "--grid-rows", rows)
+    with pytest.raises(UserError, match=f"grid_rows: {rows} is no number") as caught:
+        tool("reproduce_table")("images", *options)
+    assert caught.value.code == USAGE
 
 
 def test_the_table_has_the_paper_beside_and_measures_only_what_is_new(

@@ -57,6 +57,11 @@ def test_kernel_distance_worked_by_hand() -> None:
     # (x y + 1)^3: within {0, 1} once 1, within {2, 3} once 7^3, across 1, 1, 3^3, 4^3
     expected = 1 + 7**3 - 2 * (1 + 1 + 3**3 + 4**3) / 4
     assert kernel_distance(column(0, 1), column(2, 3)) == pytest.approx(expected)
+    # {0, 1} against itself: within once 1 each, across 1, 1, 1 and 2^3
+    same = column(0, 1)
+    expected = 1 + 1 - 2 * (1 + 1 + 1 + 2**3) / 4
+    assert kernel_distance(same, same) == pytest.approx(expected)
+    assert kernel_distance(same, same.copy()) == pytest.approx(expected)
 
 
 def test_kernel_distance_in_blocks_equals_the_sum_over_all_pairs(

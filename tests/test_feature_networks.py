@@ -20,7 +20,6 @@ from pidm_core.feature_networks import (
     find_weights,
     inception,
     lpips,
-    read_weights,
     resnet50,
 )
 
@@ -123,36 +122,6 @@ def test_weights_of_another_network_are_refused_with_five_keys(
     assert str(caught.value).count(";") == 4
 
 
-@pytest.mark.parametrize(
-    ("data", "why"),
-    [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git-LFS pointer"),
-        (b"\n<!DOCTYPE html><html>Sign in</html>", "a web page"),
-        (b"", "not a weight file"),
-        (b"PK\x03\x04 cut off", "not a weight file"),
-    ],
-)
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_what_is_no_weight_file_is_refused_in_one_line(
-    data: bytes, why: str, suffix: str, tmp_path: Path
-) -> None:
-    path = tmp_path / f"weights{suffix}"
-    path.write_bytes(data)
-    with pytest.raises(UserError, match=why) as caught:
-        read_weights(path)
-    assert caught.value.code == BAD_DATA
-    assert "\n" not in str(caught.value)
-
-
-def test_a_file_that_would_run_code_and_one_without_tensors_are_refused(tmp_path: Path) -> None:
-    torch.save(nn.Linear(1, 1), tmp_path / "module.pth")
-    with pytest.raises(UserError, match="loads safely"):
-        read_weights(tmp_path / "module.pth")
-    torch.save({"rank1": 0.9}, tmp_path / "log.pth")
-    with pytest.raises(UserError, match="'rank1' is no tensor"):
-        read_weights(tmp_path / "log.pth")
-
-
 def test_missing_weights_are_named_with_their_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +135,3 @@ def test_missing_weights_are_named_with_their_place(
     older.parent.mkdir(parents=True)
     older.touch()
     assert find_weights(INCEPTION_FILES, None) == older
-    with pytest.raises(UserError, match="no such weight file") as caught:
-        read_weights(tmp_path / "reid.pth")
-    assert caught.value.code == ENVIRONMENT

@@ -10,7 +10,7 @@ import pytest
 import torch
 from people import make_market, planned, render_all
 
-from pidm_core import UserError, write_bytes
+from pidm_core import BAD_DATA, UserError, write_bytes
 from pidm_reid import compat, finetune, folder, weights
 from pidm_reid.config import Stage, StudentConfig
 from pidm_reid.dataset import Item
@@ -208,7 +208,11 @@ def test_missing_or_wrong_weights_are_refused(tmp_path: Path) -> None:
         weights.imagenet_file(str(tmp_path / "nowhere.pth"))
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "other.pth")
     config = dataclasses.replace(SMALL, weights=str(tmp_path / "other.pth"))
-    with pytest.raises(UserError, match="not a ResNet50"):
+    with pytest.raises(UserError, match="not a ResNet50") as caught:
+        finetune._make_model(6, config=config, start=None)
+    assert caught.value.code == BAD_DATA
+    (tmp_path / "other.pth").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(UserError, match="not a whole weight file"):
         finetune._make_model(6, config=config, start=None)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pidm_core.keypoints import mirror
-from pidm_core.pose import CHANNELS, LIMBS, pose_map
+from pidm_core.pose import CHANNELS, LIMBS, pose_map, skeleton
 
 GOLDEN = Path(__file__).parent / "golden" / "pose_maps.npz"
 
@@ -74,6 +74,16 @@ def test_a_joint_is_drawn_in_its_colour_at_its_place() -> None:
     assert abs(rows.mean() - 90) <= 0.5
     assert abs(columns.mean() - 40) <= 0.5
     assert (drawing[:, lit] == torch.tensor([0, 255, 170])[:, None] / 255).all()
+
+
+def test_a_skeleton_is_the_picture_of_the_official_map(
+    golden: tuple[torch.Tensor, np.ndarray],
+) -> None:
+    keypoints, maps = golden
+    drawn = skeleton(keypoints[1].numpy(), (256, 256))
+    assert (drawn.shape, drawn.dtype) == ((256, 256, 3), np.uint8)
+    levels = np.abs(drawn.astype(int) - maps[1, :3].transpose(1, 2, 0))
+    assert (levels.max(-1) <= 2).mean() > 0.998
 
 
 def test_nobody_is_not_the_null_condition() -> None:

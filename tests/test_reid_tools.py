@@ -11,9 +11,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from people import TINT, make_market, planned, render_all
 
-from pidm_core import BAD_DATA, DONE, SKIPPED, USAGE, UserError, write_bytes
+from pidm_core import BAD_DATA, DONE, SKIPPED, USAGE, UserError, read_weights, write_bytes
 from pidm_reid import experiment, folder, generators, table
 from pidm_reid.generators import newest_run
 
@@ -179,7 +180,21 @@ def test_train_reid_prints_both_results(
     assert "Standard: 18 images, 1 iterations" in printed
     assert "fine-tuned: 36 images, 1 iterations" in printed
     assert printed.count("Rank-1  : ") == printed.count("mAP: ") == 2
-    assert (tmp_path / "w.safetensors").stat().st_size > 40e6
+    standard, final = (
+        read_weights(tmp_path / name) for name in ("w_standard.safetensors", "w.safetensors")
+    )
+    assert standard.keys() == final.keys()
+    assert not torch.equal(standard["conv1.weight"], final["conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--seed", "-1"], "seed -1 is negative"), (["--out", "w.pth"], "end in .safetensors")],
+)
+def test_wrong_arguments_of_train_reid(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        call("train_reid", "--augmented", "made", *arguments)
+    assert error.value.code == USAGE
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,18 @@ def test_images_of_another_method_keep_person_and_camera(market: Path, tmp_path:
     assert again == notes
 
 
+def test_imported_names_of_every_form_tell_their_source(market: Path, tmp_path: Path) -> None:
+    work = planned(market)
+    stem, unknown = work.real[0].name[:-4], "0002_c9s9_999999_99"  # the second is not in D_tr
+    for source in (stem, unknown):
+        for form in ("{}.jpeg_2_x_vis", "{}_2_x_vis_1", "{}.jpg___x.jpg_vis", "{}_to_x"):
+            write_bytes(tmp_path / f"gan/{form.format(source)}.png", encode_png(draw_person(2, 0)))
+    notes = list(imported.import_images(work, tmp_path / "gan", tmp_path / "out"))
+    assert sum("its source is not in the training subset" in note for note in notes) == 4
+    synthetic = folder.read_augmented(tmp_path / "out").synthetic
+    assert synthetic == tuple(f"{stem}_pidm{replica:04d}.jpg" for replica in range(4))
+
+
 def test_import_of_an_empty_folder_is_refused(market: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no images"):

@@ -248,6 +248,20 @@ def test_a_source_may_have_the_mark_of_a_pair_in_its_name(people: Path, tmp_path
     assert len(key.sets) == SETS
 
 
+def test_sets_are_read_from_names_of_other_forms(people: Path, tmp_path: Path) -> None:
+    image = next((people / "PIDM").iterdir()).read_bytes()
+    forms = ("s_visit{}_2_t_vis_1", "s_visit{}.png___t.png_vis", "s_visit{}_to_t")
+    for number in range(30):
+        write_bytes(tmp_path / f"sources/s_visit{number}.png", image)
+        for method in ("PIDM", "GFLA"):
+            write_bytes(tmp_path / f"{method}/{forms[number % 3].format(number)}.png", image)
+    write_bytes(tmp_path / "truth/t.png", image)
+    methods = {name: tmp_path / name for name in ("PIDM", "GFLA")}
+    folders = {"sources": tmp_path / "sources", "truth": tmp_path / "truth"}
+    key = build_study(people / "market1501/bounding_box_train", methods, **folders)[1]
+    assert len(key.sets) == SETS
+
+
 # ---------------------------------------------------------------- shares and intervals
 
 
@@ -320,6 +334,7 @@ def test_several_raters_are_averaged(study: tuple[str, Key]) -> None:
         ({"real": "nowhere"}, "nowhere: no such folder", BAD_DATA),
         ({"generated": "few"}, "few: 1 images, the study needs 30", BAD_DATA),
         ({"generated": ""}, "build needs --real DIR and --generated DIR", USAGE),
+        ({"seed": "-1"}, "seed -1 is negative", USAGE),
         ({"set": "GFLA"}, "set 'GFLA' is not NAME=DIR", USAGE),
         ({"set": "PIDM=GFLA"}, "set 'PIDM=GFLA' is not NAME=DIR with a NAME of its own", USAGE),
         ({"set": "A=few"}, "few: 39 of the 40 images to compare are not in it, such as", BAD_DATA),
@@ -440,6 +455,8 @@ def browser() -> Iterator[Any]:
 def test_a_rater_answers_by_mouse_and_keys_and_is_scored(
     browser: Any, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from playwright import sync_api as playwright
+
     key = read_key(made / "study_key.json")
     wanted = answered(key, r2g=6, g2r=12, best=BEST)
     page = browser.new_page()
@@ -448,30 +465,32 @@ def test_a_rater_answers_by_mouse_and_keys_and_is_scored(
     page.on("pageerror", lambda error: broken.append(str(error)))
     page.goto((made / "study.html").as_uri())
     page.get_by_role("button", name="Start").click()
+    count = playwright.expect(page.locator("#count"))
     for number, answer in enumerate(wanted["images"].values()):
-        assert page.inner_text("#count") == f"{number + 1} of 60"
+        count.to_have_text(f"{number + 1} of 60")
         if number == 20:  # a slip, taken back
             page.keyboard.press("g" if answer == "real" else "r")
+            count.to_have_text("22 of 60")
             page.keyboard.press("Backspace")
-            assert page.inner_text("#count") == "21 of 60"
+            count.to_have_text("21 of 60")
         if number == 40:  # closed, and opened again
             page.keyboard.press("Control+g")  # a command of the browser's is no answer
             page.reload()
-            assert page.inner_text("#count") == "41 of 60"
+            count.to_have_text("41 of 60")
         if number % 2:
             page.click(f"#image button[data-answer={answer}]")
         else:
             page.keyboard.press(answer[0])
-    assert page.is_visible("text=Which image is best?")
+    playwright.expect(page.get_by_role("heading", name="Which image is best?")).to_be_visible()
     page.keyboard.press("Backspace")  # the way back is closed
     page.keyboard.press("Enter")
     for number, choice in enumerate(wanted["sets"].values()):
-        assert page.inner_text("#count") == f"{number + 1} of 30"
+        count.to_have_text(f"{number + 1} of 30")
         if number % 2:
             page.click(f'#choices button[data-answer="{choice}"]')
         else:
             page.keyboard.press(choice[-1])
-    assert page.get_attribute("#progress", "value") == "90"
+    playwright.expect(page.locator("#progress")).to_have_attribute("value", "90")
     with page.expect_download() as download:
         page.get_by_role("button", name="Save answers").click()
     saved = tmp_path / download.value.suggested_filename
@@ -488,6 +507,27 @@ def test_a_rater_answers_by_mouse_and_keys_and_is_scored(
     assert "R2G 20.0%" in printed
     assert "G2R 40.0%" in printed
     assert "Jab PIDM 56.7%" in printed
+
+
+def test_enter_goes_on_at_once_after_a_click(browser: Any, made: Path) -> None:
+    page = browser.new_page()
+    page.goto((made / "study.html").as_uri())
+    shown = page.evaluate(
+        """() => {  // in one go, before the browser draws and takes the focus off what is hidden
+            const press = (key) => document.activeElement.dispatchEvent(
+                new KeyboardEvent("keydown", { key, bubbles: true }));
+            press("Enter");
+            for (let number = 0; number < 60; number++) {
+                const button = document.querySelector("#image [data-answer=real]");
+                button.focus();
+                button.click();
+            }
+            press("Enter");
+            return document.getElementById("count").textContent;
+        }"""
+    )
+    assert shown == "1 of 30"
+    page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -45,11 +45,12 @@ def main(argv: list[str] | None = None) -> int:
 
     out, broken = Path(options.out), list[str]()
     images, weights = pose_images(options.data), estimator.find_weights(options.weights)
-    todo = estimator.start(out, weights, images)
+    made_with = estimator.describe(weights, options.data)
+    todo = estimator.unfinished(out, made_with, images)
     if todo:
         network = estimator.load_estimator(weights)
         done = estimator.estimate_all(
-            todo, network, out, batch_size=options.batch_size, broken=broken
+            todo, network, out, made_with=made_with, batch_size=options.batch_size, broken=broken
         )
         for _ in track(done, total=len(todo), label="extract_poses", unit="images"):
             pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pidm_core import DONE, parse, run
+from pidm_core import DONE, UserError, parse, run
 from pidm_reid.config import StudentConfig
 
 
@@ -18,7 +18,7 @@ class Options(StudentConfig):
     seed: int = 0
     """Seed of the initial weights and the order."""
     out: str = ""
-    """File for the final weights (.safetensors)."""
+    """File for the final weights (.safetensors); those of Standard go to OUT_standard beside."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,6 +30,10 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         example="python tools/train_reid.py --augmented data/market1501_pidm40",
     )
+    if options.seed < 0:
+        raise UserError(f"seed {options.seed} is negative")
+    if options.out and not options.out.endswith(".safetensors"):
+        raise UserError(f"out '{options.out}' does not end in .safetensors")
 
     from pidm_reid import finetune, folder, weights
 
@@ -38,9 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     real = [augmented.train_folder / name for name in augmented.real]
     synthetic = [augmented.train_folder / name for name in augmented.synthetic]
     state = None
-    for name, stage, added in (
-        ("Standard", options.standard, []),
-        ("fine-tuned", options.finetune, synthetic),
+    for name, stage, added, suffix in (
+        ("Standard", options.standard, [], "_standard"),
+        ("fine-tuned", options.finetune, synthetic, ""),
     ):
         items = finetune.train_list(real, added)
         print(f"{name}: {len(items):,} images, {stage.steps:,} iterations", flush=True)
@@ -48,8 +52,9 @@ def main(argv: list[str] | None = None) -> int:
             items, test, config=options, stage=stage, seed=options.seed, start=state, label=name
         )
         print(f"{result.ranking.lines()}\n{_remarks(result)}")
-    if options.out and state:
-        weights.save_state(Path(options.out), state)
+        if options.out:
+            out = Path(options.out)
+            weights.save_state(out.with_stem(out.stem + suffix), state)
     return DONE
 
 

@@ -51,6 +51,8 @@ def build(argv: list[str]) -> int:
     options = parse(Build, argv, prog="user_study build", description=__doc__, example=example)
     if not options.real or not options.generated:
         raise UserError("build needs --real DIR and --generated DIR")
+    if options.seed < 0:
+        raise UserError(f"seed {options.seed} is negative")
 
     from pidm_core.user_study import IMAGES, PIDM, SETS, build_study, write_study
 

@@ -1,0 +1,76 @@
+"""Weight files from outside -> tensors by name; nothing in a file is run."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pidm_core.files import BAD_DATA, ENVIRONMENT, UserError
+
+HEAD_BYTES = 512
+_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<[!?a-z]", re.IGNORECASE)
+# torchreid's checkpoints hold numbers of numpy beside tensors (rank-1); numpy 1 and 2 name them so.
+_SCALAR: Any = np.float64(0).__reduce__()[0]
+_NUMBERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64")),
+]
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, a torch file or a torchreid checkpoint, by name.
+
+    Raises UserError: ENVIRONMENT if there is no such file, BAD_DATA for anything but weights.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such weight file", ENVIRONMENT)
+    with path.open("rb") as file:
+        refuse_stand_ins(path, file.read(HEAD_BYTES))
+    found = _load(path)
+    if isinstance(found, Mapping):
+        found = found.get("state_dict", found)
+    if not isinstance(found, Mapping):
+        raise UserError(f"{path}: not a plain state dict but a {type(found).__name__}", BAD_DATA)
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(f"{path}: '{name}' is no named tensor; give a state dict", BAD_DATA)
+    return {name.removeprefix("module."): value for name, value in found.items()}
+
+
+def refuse_stand_ins(path: Path, head: bytes) -> None:
+    """UserError (BAD_DATA) if a file begins as what Git or a web server gives instead."""
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: a Git-LFS pointer, not the weights; run git lfs pull", BAD_DATA)
+    if _PAGE.match(head) and b"\0" not in head:  # safetensors begins with a number of 8 bytes
+        raise UserError(f"{path}: a web page, not the weights; download the file itself", BAD_DATA)
+
+
+def _load(path: Path) -> object:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with torch.serialization.safe_globals(_NUMBERS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except pickle.UnpicklingError as error:  # torch's own words advise to run what is in the file
+        raise UserError(
+            f"{path}: not a plain state dict; nothing in it was run; save one with "
+            "torch.save(model.state_dict(), …)",
+            BAD_DATA,
+        ) from error
+    except Exception as error:  # torch and safetensors raise a dozen kinds on broken bytes
+        raise UserError(
+            f"{path}: not a whole weight file, perhaps cut off; download it again", BAD_DATA
+        ) from error

@@ -16,6 +16,7 @@ from pidm_core import (
     encode_jpeg,
     load_image,
     named_pair,
+    read_json,
     sha256,
     without_seed,
     write_bytes,
@@ -30,8 +31,16 @@ def import_images(work: Work, images: Path, out: Path, *, copy: bool = False) ->
 
     Person and camera come from the first `pid_cC` in a name, as in <source>_2_<target>_vis.png.
     Left out: broken files, people that are not in D_tr, and images made from a training image
-    that is not in D_tr (its method would have seen more than the others).
+    that is not in D_tr (its method would have seen more than the others). Raises UserError for an
+    empty folder, and for test pairs that tools/render_pairs.py drew.
     """
+    note = images / "pairs.json"
+    if note.is_file() and read_json(note).get("role") == "eval":
+        raise UserError(
+            f"{images}: test pairs, drawn for evaluation (role: eval in {note.name}); nothing may "
+            "be trained on them",
+            BAD_DATA,
+        )
     files = sorted(p for p in images.glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not files:
         raise UserError(f"{images}: no images (.jpg or .png) in it", BAD_DATA)

@@ -274,6 +274,15 @@ def test_imported_names_of_every_form_tell_their_source(market: Path, tmp_path: 
     assert synthetic == tuple(f"{stem}_pidm{replica:04d}.jpg" for replica in range(4))
 
 
+def test_test_pairs_are_not_imported(market: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs"
+    write_bytes(pairs / "0002_c1s1_000451_01_2_x_vis.png", b"")
+    write_bytes(pairs / "pairs.json", b'{"role": "eval"}')
+    with pytest.raises(UserError, match="drawn for evaluation"):
+        list(imported.import_images(planned(market), pairs, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_import_of_an_empty_folder_is_refused(market: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no images"):

@@ -56,7 +56,7 @@ def read_market1501(root: str | Path, subset: str = "bounding_box_train") -> lis
     train and test do as well. Reads .jpg, .jpeg and .png; other and hidden files are ignored.
     Raises UserError (BAD_DATA) when there is no such folder, no image, or a name without pid.
     """
-    folder = _subset_folder(Path(root), subset)
+    folder = subset_folder(Path(root), subset)
     with os.scandir(folder) as entries:
         names = sorted(
             entry.name
@@ -81,7 +81,7 @@ def _record(folder: Path, name: str) -> Record:
     return Record(folder / name, name, int(match[1]), int(match[2]))
 
 
-def _subset_folder(root: Path, subset: str) -> Path:
+def subset_folder(root: Path, subset: str) -> Path:
     for name in (subset, *filter(None, [_PATN_NAMES.get(subset)])):
         for folder in _FOLDERS:
             if (root / folder / name).is_dir():
@@ -95,7 +95,7 @@ def _subset_folder(root: Path, subset: str) -> Path:
 
 def find_keypoints(root: str | Path, subset: str = "bounding_box_train") -> Path:
     """The PATN keypoint CSV of a subset: in the folder of the subsets, beside it or one above."""
-    home = _subset_folder(Path(root), subset).parent
+    home = subset_folder(Path(root), subset).parent
     name = _CSV.get(subset, _TEST_CSV)
     for folder in (home, home.parent, home.parent.parent):
         if (folder / name).is_file():

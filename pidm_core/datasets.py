@@ -19,12 +19,12 @@ import numpy as np
 from pidm_core.data import (
     Record,
     View,
-    _subset_folder,
     find_keypoints,
     make_pairs,
     read_market1501,
+    subset_folder,
 )
-from pidm_core.files import BAD_DATA, UserError, _read_text, load_image
+from pidm_core.files import BAD_DATA, UserError, load_image, read_text
 from pidm_core.keypoints import read_keypoints, rescale
 from pidm_core.pair_lists import fashion_key, name_records, read_pairs
 
@@ -106,7 +106,8 @@ def list_images(folder: str | Path) -> list[Record]:
 def pose_images(root: str | Path) -> list[Record]:
     """The images whose joints `read_people` would look up: names as it looks for them.
 
-    Of a Market-1501 root the training images, of DeepFashion and any other folder all.
+    Of a Market-1501 root and of PATN's flat DeepFashion those of training (for others give their
+    own folder), of DeepFashion in its own folders and of any other folder all.
     """
     root = Path(root)
     if not root.is_dir():
@@ -203,10 +204,10 @@ def _fashion_split(root: Path, split: Split) -> set[str]:
     """Keys of the images of a split, by PATN's train.lst or the partition of the data set."""
     lst = root / f"{split}.lst"
     if lst.is_file():
-        return {fashion_key(line) for line in _read_text(lst).split()}
+        return {fashion_key(line) for line in read_text(lst).split()}
     for path in (root / "Anno/list_eval_partition.txt", root / "list_eval_partition.txt"):
         if path.is_file():
-            rows = [line.split() for line in _read_text(path).splitlines()[2:]]
+            rows = [line.split() for line in read_text(path).splitlines()[2:]]
             wanted = {"train"} if split == "train" else {"query", "gallery"}
             return {fashion_key(row[0]) for row in rows if len(row) == 3 and row[2] in wanted}
     raise UserError(
@@ -227,7 +228,7 @@ def _beside(folders: Iterable[Path], patterns: Iterable[str], split: Split) -> P
 
 def _has_market(root: Path, split: Split) -> bool:
     try:
-        _subset_folder(root, f"bounding_box_{split}")
+        subset_folder(root, f"bounding_box_{split}")
     except UserError:
         return False
     return True

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pidm_core.files import BAD_DATA, UserError, _read_text, parse_json, write_bytes
+from pidm_core.files import BAD_DATA, UserError, parse_json, read_text, write_bytes
 
 JOINTS: tuple[str, ...] = (
     "nose", "neck",
@@ -68,7 +68,7 @@ def read_keypoints(
 def _read_file(path: Path) -> dict[str, np.ndarray]:
     if path.suffix == ".npy":
         return {_image_name(path): _read_heat_maps(path)}
-    text = _read_text(path)
+    text = read_text(path)
     start = text.lstrip()[:1]
     if not start:
         raise UserError(f"{path}: the file is empty", BAD_DATA)

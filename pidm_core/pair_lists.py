@@ -6,13 +6,13 @@ PATN's CSV, GFLA's and PIDM's text, PCDMs' JSON; DeepFashion's names in all thei
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pidm_core.data import Record, make_pairs
-from pidm_core.files import BAD_DATA, UserError, _read_text, parse_json, write_bytes
+from pidm_core.files import BAD_DATA, UserError, parse_json, read_text, write_bytes
 from pidm_core.keypoints import passes_patn
 
 PairName = tuple[str, str, int]  # source, target, line of the file
@@ -37,7 +37,7 @@ def _squeezed(name: str) -> str:
     return re.sub(r"\.\w+$|[^A-Za-z0-9]", "", name)
 
 
-def name_records(names: Iterable[str]) -> list[Record]:
+def name_records(names: Sequence[str]) -> list[Record]:
     """Records of image names alone, in this order; identities are numbered as they appear.
 
     An identity is a DeepFashion name up to the view, else what stands before the first '_';
@@ -64,7 +64,7 @@ def read_pairs(path: str | Path) -> list[PairName]:
     {source_image, target_image}. Raises UserError (BAD_DATA) with file and line.
     """
     path = Path(path)
-    text = _read_text(path)
+    text = read_text(path)
     if text.lstrip()[:1] == "[":
         return _json_pairs(parse_json(text, str(path)), path)
     rows = [

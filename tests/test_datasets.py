@@ -434,6 +434,10 @@ def test_make_pairs_writes_what_the_training_reads(tmp_path: Path) -> None:
 def test_poses_are_estimated_for_the_images_that_are_looked_up(
     tmp_path: Path, market: Path
 ) -> None:
-    pidm(tmp_path)
-    assert [r.name for r in pose_images(tmp_path)] == sorted(f"{p}.jpg" for p in PATHS)
+    pidm(tmp_path / "own")
+    assert [r.name for r in pose_images(tmp_path / "own")] == sorted(f"{p}.jpg" for p in PATHS)
+    images(tmp_path / "flat" / "train", FLAT[:3], picture)
+    images(tmp_path / "flat" / "test", FLAT[3:], picture)
+    for folder, names in (("flat", FLAT[:3]), ("flat/test", FLAT[3:])):
+        assert [r.name for r in pose_images(tmp_path / folder)] == sorted(f"{n}.jpg" for n in names)
     assert [r.name for r in pose_images(market)] == [r.name for r in read_people(market).records]

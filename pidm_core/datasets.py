@@ -19,10 +19,11 @@ import numpy as np
 from pidm_core.data import (
     Record,
     View,
+    check_frame,
     find_keypoints,
+    has_market1501,
     make_pairs,
     read_market1501,
-    subset_folder,
 )
 from pidm_core.files import BAD_DATA, UserError, load_image, read_text
 from pidm_core.keypoints import read_keypoints, rescale
@@ -69,18 +70,20 @@ def read_people(
     keypoints, pairs: files to be used instead of those found beside the images. A pair list is
     PATN's CSV (`from,to`), GFLA's and PIDM's text (target, source, …) or PCDMs' JSON. Other
     numbers of pairs than the published ones are reported as a warning.
-    Raises UserError (BAD_DATA) for what is missing, and for a pair that names an unknown image.
+    Raises UserError (BAD_DATA) for what is missing, for joints of another frame than the images',
+    and for a pair that names an unknown image.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give the one that holds the images", BAD_DATA)
     if folder := _fashion_folder(root, split):
         return _read_fashion(root, folder, split, keypoints, pairs)
-    if _has_market(root, split) or not (keypoints and pairs):
+    if has_market1501(root, f"bounding_box_{split}") or not (keypoints and pairs):
         return _read_market(root, split, keypoints, pairs)
     records = list_images(root)
     key = _plain_key(records)
     people = _match(records, read_keypoints(keypoints), key, keypoints)
+    check_frame(records, people.keypoints, name=keypoints)
     return _with_pairs(people, pairs, key, root)
 
 
@@ -114,7 +117,7 @@ def pose_images(root: str | Path) -> list[Record]:
         raise UserError(f"{root}: no such folder; give the one that holds the images", BAD_DATA)
     if folder := _fashion_folder(root, "train"):
         return list_images(folder)
-    return read_market1501(root) if _has_market(root, "train") else list_images(root)
+    return read_market1501(root) if has_market1501(root) else list_images(root)
 
 
 # ---------------------------------------------------------------- DeepFashion
@@ -155,6 +158,7 @@ def _read_fashion(
         table = {name: joints - shift for name, joints in table.items()}
     view = fashion_view(_border(records), framed=frame != "own")
     people = replace(_match(records, table, fashion_key, poses), view=view)
+    check_frame(records, people.keypoints, name=poses, view=view)
     people = _with_pairs(people, pair_list, fashion_key, root)
     _check_count("DeepFashion", split, people)
     return people
@@ -226,14 +230,6 @@ def _beside(folders: Iterable[Path], patterns: Iterable[str], split: Split) -> P
 # ---------------------------------------------------------------- Market-1501, any folder
 
 
-def _has_market(root: Path, split: Split) -> bool:
-    try:
-        subset_folder(root, f"bounding_box_{split}")
-    except UserError:
-        return False
-    return True
-
-
 def _read_market(root: Path, split: Split, keypoints: str | Path, pairs: str | Path) -> People:
     subset = f"bounding_box_{split}"
     try:
@@ -242,7 +238,9 @@ def _read_market(root: Path, split: Split, keypoints: str | Path, pairs: str | P
         hint = "; for any other layout give --keypoints and --pairs"
         raise UserError(f"{error}{hint}", error.code) from error
     home = records[0].path.parent.parent
-    table = read_keypoints(keypoints or find_keypoints(root, subset))
+    poses = keypoints or find_keypoints(root, subset)
+    table = read_keypoints(poses)
+    check_frame(records, table, name=poses)
     found = _beside((home, home.parent), ("market-pairs-{1}.csv",), split)
     pairs = pairs or (found if found and split == "test" else "")
     people = _with_pairs(People(records, table), pairs, _base_name, root)

@@ -231,6 +231,19 @@ def test_any_folder_with_keypoints_and_pairs(tmp_path: Path, folders: bool) -> N
         read_people(config.data)
 
 
+def test_a_folder_called_train_is_not_market1501_by_that_alone(tmp_path: Path) -> None:
+    names = [f"train/{letter}_{k}" for k, letter in enumerate("aabbb")]
+    images(tmp_path / "people", names, picture)
+    write_keypoints(tmp_path / "k.csv", table(names))
+    pair_csv(tmp_path / "p.csv", names)
+    config = PIDMConfig(
+        data=str(tmp_path / "people"), keypoints=str(tmp_path / "k.csv"),
+        pairs=str(tmp_path / "p.csv"), model=ModelConfig(size=CUT),
+    )  # fmt: skip
+    assert sorted(arrivals(load_pairs(config))) == LISTED
+    assert [r.name for r in pose_images(tmp_path / "people")] == [f"{n}.jpg" for n in names]
+
+
 def test_market1501_takes_a_list_and_warns_only_of_the_published_set(
     market: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,7 +310,7 @@ def other_names(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (swap, "x and y are swapped"),
+        (swap, "train.csv: 32% of the joints lie outside the image; x and y are swapped"),
         (enlarge, "the file is for images of another size"),
         (drop_a_joint, "train.csv:4: 17 joints instead of 18"),
         (drop_keypoints, "name a keypoint file"),
@@ -324,19 +337,18 @@ def test_bad_input_is_one_clear_line(
 
 
 def test_keypoints_of_smaller_images_are_refused(tmp_path: Path) -> None:
+    """0.727: joints of images of 256 px, and images of 352."""
     names = [f"{k}" for k in range(16)]
     images(tmp_path / "images", names, lambda k: picture(k % 5))
     pair_csv(tmp_path / "p.csv", names)
-    keypoints = {f"{k}.jpg": joints(k % 5) / 2 for k in range(16)}
-    write_keypoints(tmp_path / "k.csv", keypoints)
-    people = read_people(
-        tmp_path / "images", keypoints=tmp_path / "k.csv", pairs=tmp_path / "p.csv"
-    )
-    listed = np.array([(k, 0) for k in range(1, 16)])
-    with pytest.raises(UserError, match="the file is for smaller images"):
-        Pairs(people.records, people.keypoints, size=CUT, pairs=listed)
-    whole = {name: one * 2 for name, one in keypoints.items()}
-    assert len(Pairs(people.records, whole, size=CUT, pairs=listed)) == 15
+    for scale in (1, 0.727, 0.5):
+        write_keypoints(tmp_path / "k.csv", {f"{k}.jpg": joints(k % 5) * scale for k in range(16)})
+        files = {"keypoints": tmp_path / "k.csv", "pairs": tmp_path / "p.csv"}
+        if scale == 1:
+            assert len(read_people(tmp_path / "images", **files).keypoints) == 16
+            continue
+        with pytest.raises(UserError, match=r"k\.csv: .* the file is for smaller images"):
+            read_people(tmp_path / "images", **files)
 
 
 def test_a_missing_folder_is_one_line_of_the_tool(tmp_path: Path) -> None:

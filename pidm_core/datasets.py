@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
@@ -25,7 +25,7 @@ from pidm_core.data import (
     make_pairs,
     read_market1501,
 )
-from pidm_core.files import BAD_DATA, UserError, load_image, read_text
+from pidm_core.files import BAD_DATA, UserError, load_image, read_json, read_text
 from pidm_core.keypoints import read_keypoints, rescale
 from pidm_core.pair_lists import fashion_key, name_records, read_pairs
 
@@ -69,7 +69,7 @@ def read_people(
 
     keypoints, pairs: files to be used instead of those found beside the images. A pair list is
     PATN's CSV (`from,to`), GFLA's and PIDM's text (target, source, …) or PCDMs' JSON. Other
-    numbers of pairs than the published ones are reported as a warning.
+    numbers of images and pairs than the published ones are reported as a warning.
     Raises UserError (BAD_DATA) for what is missing, for joints of another frame than the images',
     and for a pair that names an unknown image.
     """
@@ -145,7 +145,8 @@ def _read_fashion(
     if not poses:
         raise UserError(
             f"{root}: no pose/, fasion-resize-annotation-{split}.csv or fasion-annotation-"
-            f"{split}.csv in it; name a keypoint file, or make one with tools/extract_poses.py",
+            f"{split}.csv in it; name a keypoint file, or make one with tools/extract_poses.py "
+            f"--data {folder} --out {root}/fasion-annotation-{split}.csv",
             BAD_DATA,
         )
     pair_list = pairs or _beside(places, _FASHION_PAIRS, split)
@@ -160,8 +161,7 @@ def _read_fashion(
     people = replace(_match(records, table, fashion_key, poses), view=view)
     check_frame(records, people.keypoints, name=poses, view=view)
     people = _with_pairs(people, pair_list, fashion_key, root)
-    _check_count("DeepFashion", split, people)
-    return people
+    return _compared(people, split)
 
 
 def fashion_view(border: bool, *, framed: bool) -> View:
@@ -187,7 +187,13 @@ def _frame(poses: Path) -> Literal["whole", "cut", "own"]:
         kinds = {path.suffix for path in poses.rglob("*")}
         return "whole" if ".txt" in kinds else "cut" if ".npy" in kinds else "own"
     match = re.match(r"fash?ion-(resize-)?annotation-", poses.name)
-    return "own" if not match else "cut" if match[1] else "whole"
+    return "own" if not match or _estimated(poses) else "cut" if match[1] else "whole"
+
+
+def _estimated(poses: Path) -> bool:
+    """Whether tools/extract_poses.py made the file: its note of the weights lies beside."""
+    note = poses.with_suffix(".json")
+    return note != poses and note.is_file() and "weights" in read_json(note)
 
 
 def _border(records: Sequence[Record]) -> bool:
@@ -243,11 +249,7 @@ def _read_market(root: Path, split: Split, keypoints: str | Path, pairs: str | P
     check_frame(records, table, name=poses)
     found = _beside((home, home.parent), ("market-pairs-{1}.csv",), split)
     pairs = pairs or (found if found and split == "test" else "")
-    people = _with_pairs(People(records, table), pairs, _base_name, root)
-    count, name = _MARKET[split]
-    if len(records) == count and name in {record.name for record in records}:
-        _check_count("Market-1501", split, people)
-    return people
+    return _compared(_with_pairs(People(records, table), pairs, _base_name, root), split)
 
 
 def _base_name(name: str) -> str:
@@ -308,11 +310,31 @@ def _refuse_way_out(name: str, where: str) -> None:
         raise UserError(f"{where}: '{name[:80]}' leaves the data folder", BAD_DATA)
 
 
-def _check_count(data: str, split: Split, people: People) -> None:
+# ---------------------------------------------------------------- published numbers
+
+
+def _compared(people: People, split: Split) -> People:
     pairs = people.pairs
     count = len(make_pairs(people.records, people.keypoints) if pairs is None else pairs)
-    if count != (published := PUBLISHED_PAIRS[data, split]):
-        log.warning(
-            "%s: %s %s pairs instead of the published %s; results are not comparable with others'",
-            data, f"{count:,}", split, f"{published:,}",
-        )  # fmt: skip
+    compare_with_published([record.name for record in people.records], count, split=split)
+    return people
+
+
+def compare_with_published(names: Collection[str], pairs: int, *, split: Split) -> None:
+    """Warn if the images are of a published set, and their number or that of pairs is another.
+
+    DeepFashion is known by its names, Market-1501 by one of them.
+    """
+    found, (images, name) = [], _MARKET[split]
+    if name in names:
+        data = "Market-1501"
+        if len(names) != images:
+            found = [f"{len(names):,} of {images:,} images are there"]
+    elif any(map(fashion_key, names)):
+        data = "DeepFashion"
+    else:
+        return
+    if pairs != (published := PUBLISHED_PAIRS[data, split]):
+        found.append(f"{pairs:,} {split} pairs instead of the published {published:,}")
+    if found:
+        log.warning("%s: %s; results are not comparable with others'", data, ", ".join(found))

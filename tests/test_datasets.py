@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,10 @@ from pidm_core import (
     BAD_DATA,
     UserError,
     encode_jpeg,
+    estimator,
+    load_image,
     read_keypoints,
+    rescale,
     write_bytes,
     write_keypoints,
 )
@@ -173,6 +177,35 @@ def test_deepfashion_in_every_layout(
     assert "3 train pairs instead of the published 101,966" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["fasion-annotation-train", "fashion-resize-annotation-train"])
+@pytest.mark.parametrize("layout", [patn, pidm_large])
+def test_estimated_joints_are_px_of_the_images_under_published_names_too(
+    tmp_path: Path, layout: Callable[[Path], None], name: str
+) -> None:
+    layout(tmp_path)
+    shutil.rmtree(tmp_path / "pose", ignore_errors=True)
+    (tmp_path / "fasion-resize-annotation-train.csv").unlink(missing_ok=True)
+    found = pose_images(tmp_path)
+    noses = {fashion_key(name): joints(k) for k, name in enumerate(FLAT)}
+    sizes = [load_image(record.path).shape[:2] for record in found]
+    answers = iter(
+        rescale(noses[fashion_key(record.name)], CUT, size)
+        for record, size in zip(found, sizes, strict=True)
+    )
+    weights = tmp_path / "weights.pth"
+    write_bytes(weights, b"weights")
+    out = tmp_path / f"{name}.csv"
+    todo = estimator.start(out, weights, found)
+
+    def network(batch: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [next(answers) for _ in batch]
+
+    list(estimator.estimate_all(todo, network, out, batch_size=2, broken=[]))
+    estimator.finish(out)
+    pairs = load_pairs(PIDMConfig(data=str(tmp_path), model=ModelConfig(size=CUT)))
+    assert sorted(arrivals(pairs)) == LISTED
+
+
 def test_joints_of_a_file_of_ones_own_are_px_of_the_image_files(tmp_path: Path) -> None:
     pidm(tmp_path)
     write_keypoints(tmp_path / "mine.csv", table(PATHS, 40))
@@ -257,7 +290,13 @@ def test_market1501_takes_a_list_and_warns_only_of_the_published_set(
     assert listed.tolist() == [[1, 0]]
     monkeypatch.setattr("pidm_core.datasets._MARKET", {"train": (len(people.records), first)})
     read_people(market)
-    assert "train pairs instead of the published 263,632" in caplog.text
+    few = "train pairs instead of the published 263,632; results are not comparable"
+    assert few in caplog.text
+    assert "images are there" not in caplog.text
+    monkeypatch.setattr("pidm_core.datasets._MARKET", {"train": (12_936, first)})
+    read_people(market)
+    assert f"Market-1501: {len(people.records)} of 12,936 images are there, " in caplog.text
+    assert caplog.text.count(few) == 2
 
 
 def test_targets_without_joints_are_left_out_and_counted(
@@ -313,7 +352,7 @@ def other_names(root: Path) -> None:
         (swap, "train.csv: 32% of the joints lie outside the image; x and y are swapped"),
         (enlarge, "the file is for images of another size"),
         (drop_a_joint, "train.csv:4: 17 joints instead of 18"),
-        (drop_keypoints, "name a keypoint file"),
+        (drop_keypoints, "train --out "),  # tools/extract_poses.py --data …/train --out …
         (other_names, "none of its 1 names is an image of the data set"),
         (pair(f"{FLAT[0]}.jpg,{FLAT[0][:-5]}4full.jpg"), "train.csv:5: 'fashionWOMENTees_T"),
         (pair(f"../../etc/{FLAT[0]}.jpg,{FLAT[1]}.jpg"), "leaves the data folder"),

@@ -26,7 +26,7 @@ from pidm_core.data import (
     read_market1501,
 )
 from pidm_core.files import BAD_DATA, UserError, load_image, read_json, read_text
-from pidm_core.keypoints import read_keypoints, rescale
+from pidm_core.keypoints import inside, read_keypoints, rescale
 from pidm_core.pair_lists import fashion_key, name_records, read_pairs
 
 log = logging.getLogger(__name__)
@@ -338,3 +338,17 @@ def compare_with_published(names: Collection[str], pairs: int, *, split: Split) 
         found.append(f"{pairs:,} {split} pairs instead of the published {published:,}")
     if found:
         log.warning("%s: %s; results are not comparable with others'", data, ", ".join(found))
+
+
+def check_beside(poses: Path, keypoints: Mapping[str, np.ndarray], *, split: Split) -> None:
+    """Refuse joints of another frame than DeepFashion's file names or Market-1501's images tell.
+
+    Images are looked for beside the file; without them, and for other data, nothing is checked.
+    Raises what `keypoints.inside` raises.
+    """
+    frame = _frame(poses) if any(map(fashion_key, keypoints)) else "own"
+    if frame != "own":
+        size = _WHOLE_FRAME if frame == "whole" else _CUT_FRAME
+        inside(np.stack(list(keypoints.values())), size, name=str(poses))
+    elif has_market1501(poses.parent, subset := f"bounding_box_{split}"):
+        check_frame(read_market1501(poses.parent, subset), keypoints, name=poses)

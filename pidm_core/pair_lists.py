@@ -111,7 +111,10 @@ def patn_pairs(
 
     With its market-annotation-test.csv, sample=12000 and seed=0 these are its market-pairs-test.csv
     line by line: numpy's old generator draws as pandas' `sample` does.
+    Raises UserError for a negative sample or seed, and for a seed of over 32 bits.
     """
+    if sample < 0 or not 0 <= seed < 1 << 32:
+        raise UserError(f"sample {sample}, seed {seed}: both must be at least 0, the seed 32 bits")
     usable = [name for name in keypoints if passes_patn(keypoints[name])]
     records = name_records(usable)  # persons in the order of their first usable image
     pairs = make_pairs(records, keypoints)

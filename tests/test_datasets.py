@@ -30,6 +30,7 @@ from pidm_core.data import Pairs
 from pidm_core.datasets import pose_images, read_people
 from pidm_core.pair_lists import fashion_key, name_records, patn_pairs, read_pairs
 from pidm_core.train import load_pairs
+from tools import make_pairs
 
 ROOT = Path(__file__).parent.parent
 PATHS = [  # of one person the front, the back and the side; of another two views
@@ -471,15 +472,59 @@ def test_the_real_test_pairs_line_by_line() -> None:
     assert pairs == [pair[:2] for pair in read_pairs(home / "market-pairs-test.csv")]
 
 
-def test_make_pairs_writes_what_the_training_reads(tmp_path: Path) -> None:
+def test_make_pairs_writes_what_the_training_reads(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     patn(tmp_path)
-    (tmp_path / "fasion-resize-pairs-train.csv").unlink()
-    source = tmp_path / "fasion-resize-annotation-train.csv"
-    command = [sys.executable, str(ROOT / "tools/make_pairs.py"), "--keypoints", str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    listed = tmp_path / "fasion-resize-pairs-train.csv"
+    published = listed.read_bytes()
+    keypoints = ["--keypoints", str(tmp_path / "fasion-resize-annotation-train.csv")]
+    with pytest.raises(UserError, match=r"pairs-train\.csv: exists already.* --out "):
+        make_pairs.main(keypoints)
+    assert listed.read_bytes() == published
+    assert make_pairs.main([*keypoints, "--out", str(listed)]) == 0
+    assert "DeepFashion: 8 train pairs instead of the published 101,966" in caplog.text
     pairs = load_pairs(PIDMConfig(data=str(tmp_path), model=ModelConfig(size=CUT)))
     assert sorted(arrivals(pairs)) == sorted(RULE)
+
+
+@pytest.mark.parametrize("flag", ["--sample", "--seed"])
+def test_make_pairs_refuses_negative_numbers(tmp_path: Path, flag: str) -> None:
+    patn(tmp_path)
+    out, keypoints = tmp_path / "p.csv", tmp_path / "fasion-resize-annotation-train.csv"
+    with pytest.raises(UserError, match=r"-1.* must be at least 0"):
+        make_pairs.main(["--keypoints", str(keypoints), "--out", str(out), flag, "-1"])
+    assert not out.exists()
+
+
+def test_make_pairs_looks_at_the_images_beside(
+    tmp_path: Path, market: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = read_people(market)
+    (tmp_path / "market1501").symlink_to(market / "market1501")
+    source, out = tmp_path / "market-annotation-train.csv", tmp_path / "p.csv"
+    command = ["--keypoints", str(source), "--out", str(out)]
+    write_keypoints(source, {name: one * 2 for name, one in people.keypoints.items()})
+    with pytest.raises(UserError, match=r"annotation-train\.csv: .* images of another size"):
+        make_pairs.main(command)
+    assert not out.exists()
+    write_keypoints(source, people.keypoints)
+    assert make_pairs.main(command) == 0
+    assert caplog.text == ""
+    first = people.records[0].name
+    monkeypatch.setattr("pidm_core.datasets._MARKET", {"train": (36, first)})
+    make_pairs.main(command)
+    assert "train pairs instead of the published 263,632" in caplog.text
+
+
+def test_make_pairs_knows_the_frame_of_published_names(tmp_path: Path) -> None:
+    source = tmp_path / "fasion-resize-annotation-test.csv"
+    write_keypoints(source, table(FLAT, 60))  # of wider images than 256 x 176
+    with pytest.raises(UserError, match=r"annotation-test\.csv: .* of another size"):
+        make_pairs.main(["--keypoints", str(source)])
+    source = tmp_path / "fasion-annotation-test.csv"
+    write_keypoints(source, table(FLAT, 40))
+    assert make_pairs.main(["--keypoints", str(source)]) == 0
 
 
 def test_poses_are_estimated_for_the_images_that_are_looked_up(

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
         Record as Record,
     )
     from pidm_core.data import (
+        check_frame as check_frame,
+    )
+    from pidm_core.data import (
         find_keypoints as find_keypoints,
     )
     from pidm_core.data import (
@@ -136,6 +139,7 @@ _HOME = {
     "TERMINATED": "files",
     "USAGE": "files",
     "UserError": "files",
+    "check_frame": "data",
     "decode_image": "files",
     "encode_jpeg": "files",
     "encode_png": "files",

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
-from pidm_core.files import BAD_DATA, USAGE, UserError, _read_text
+from pidm_core.files import BAD_DATA, USAGE, UserError, read_text
 
 T = TypeVar("T")
 Precision = Literal["auto", "fp32", "bf16"]
@@ -391,7 +391,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
                 raise yaml.YAMLError(f"'{twice.pop()}' stands twice")
             return super().construct_mapping(node, deep)
 
-    text = _read_text(Path(path), limit=1 << 20)
+    text = read_text(Path(path), limit=1 << 20)
     try:
         value = yaml.load(text, Loader)
     except (yaml.YAMLError, RecursionError) as error:

@@ -29,6 +29,7 @@ _TEST_CSV = "market-annotation-test.csv"
 _JUNK_PIDS = (-1, 0)
 _CACHE_BYTES = 4 << 30
 _BROKEN_LIMIT = 0.01
+_PROBES = 64
 _SELF_SHARE = 0.1
 _NOBODY = np.full((18, 2), np.nan, dtype=np.float32)
 
@@ -93,6 +94,16 @@ def _subset_folder(root: Path, subset: str) -> Path:
     )
 
 
+def has_market1501(root: str | Path, subset: str = "bounding_box_train") -> bool:
+    """Whether `read_market1501` would find the subset, and a name as it wants them in there."""
+    try:
+        folder = _subset_folder(Path(root), subset)
+    except UserError:
+        return False
+    with os.scandir(folder) as entries:
+        return any(_NAME.match(entry.name) for entry in entries)
+
+
 def find_keypoints(root: str | Path, subset: str = "bounding_box_train") -> Path:
     """The PATN keypoint CSV of a subset: in the folder of the subsets, beside it or one above."""
     home = _subset_folder(Path(root), subset).parent
@@ -105,6 +116,31 @@ def find_keypoints(root: str | Path, subset: str = "bounding_box_train") -> Path
         "tools/extract_poses.py",
         BAD_DATA,
     )
+
+
+def check_frame(
+    records: Sequence[Record],
+    keypoints: Mapping[str, np.ndarray],
+    *,
+    name: str | Path,
+    view: View | None = None,
+) -> None:
+    """Refuse joints of another frame than that of their images, judged by up to 64 of these.
+
+    Raises what `keypoints.inside` raises, naming `name`; broken images are left to others.
+    """
+    known = [record for record in records if record.name in keypoints]
+    sizes, joints = [], []
+    for record in known[:: len(known) // _PROBES + 1]:
+        try:
+            image, seen = load_image(record.path), keypoints[record.name]
+        except (UserError, OSError):  # reported when it is read for good
+            continue
+        image, seen = view(image, seen) if view else (image, seen)
+        sizes.append(image.shape[:2])
+        joints.append(seen)
+    if sizes:
+        inside(np.stack(joints), sizes, name=str(name))
 
 
 # ---------------------------------------------------------------- pairs
@@ -200,7 +236,6 @@ class Pairs:
         self._images: np.ndarray | None = None
         joints = [keypoints.get(record.name, _NOBODY) for record in self.records]
         self._joints = np.array(joints, dtype=np.float32).reshape(-1, 18, 2)
-        self._check_frame()
         if len(self.records) * 3 * size[0] * size[1] <= _CACHE_BYTES:
             self._fill_cache()
         if pairs is None:
@@ -297,20 +332,6 @@ class Pairs:
         return index in read
 
     # ------------------------------------------------------------ images
-
-    def _check_frame(self) -> None:
-        """Refuse keypoints of another frame than the images', by up to 64 images."""
-        probe = range(0, len(self.records), max(1, len(self.records) // 64))
-        sizes, joints = [], []
-        for index in probe:
-            try:
-                image, seen = self._open(index)
-            except UserError:  # reported when it is read for good
-                continue
-            sizes.append(image.shape[:2])
-            joints.append(seen)
-        if sizes:
-            inside(np.stack(joints), sizes, name="the keypoint file")
 
     def _fill_cache(self) -> None:
         images = np.zeros((len(self.records), *self.size, 3), dtype=np.uint8)

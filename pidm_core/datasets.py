@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
@@ -19,13 +19,14 @@ import numpy as np
 from pidm_core.data import (
     Record,
     View,
-    _subset_folder,
+    check_frame,
     find_keypoints,
+    has_market1501,
     make_pairs,
     read_market1501,
 )
-from pidm_core.files import BAD_DATA, UserError, _read_text, load_image
-from pidm_core.keypoints import read_keypoints, rescale
+from pidm_core.files import BAD_DATA, UserError, load_image, read_json, read_text
+from pidm_core.keypoints import inside, read_keypoints, rescale
 from pidm_core.pair_lists import fashion_key, name_records, read_pairs
 
 log = logging.getLogger(__name__)
@@ -68,19 +69,21 @@ def read_people(
 
     keypoints, pairs: files to be used instead of those found beside the images. A pair list is
     PATN's CSV (`from,to`), GFLA's and PIDM's text (target, source, …) or PCDMs' JSON. Other
-    numbers of pairs than the published ones are reported as a warning.
-    Raises UserError (BAD_DATA) for what is missing, and for a pair that names an unknown image.
+    numbers of images and pairs than the published ones are reported as a warning.
+    Raises UserError (BAD_DATA) for what is missing, for joints of another frame than the images',
+    and for a pair that names an unknown image.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give the one that holds the images", BAD_DATA)
     if folder := _fashion_folder(root, split):
         return _read_fashion(root, folder, split, keypoints, pairs)
-    if _has_market(root, split) or not (keypoints and pairs):
+    if has_market1501(root, f"bounding_box_{split}") or not (keypoints and pairs):
         return _read_market(root, split, keypoints, pairs)
     records = list_images(root)
     key = _plain_key(records)
     people = _match(records, read_keypoints(keypoints), key, keypoints)
+    check_frame(records, people.keypoints, name=keypoints)
     return _with_pairs(people, pairs, key, root)
 
 
@@ -106,14 +109,15 @@ def list_images(folder: str | Path) -> list[Record]:
 def pose_images(root: str | Path) -> list[Record]:
     """The images whose joints `read_people` would look up: names as it looks for them.
 
-    Of a Market-1501 root the training images, of DeepFashion and any other folder all.
+    Of a Market-1501 root and of PATN's flat DeepFashion those of training (for others give their
+    own folder), of DeepFashion in its own folders and of any other folder all.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give the one that holds the images", BAD_DATA)
     if folder := _fashion_folder(root, "train"):
         return list_images(folder)
-    return read_market1501(root) if _has_market(root, "train") else list_images(root)
+    return read_market1501(root) if has_market1501(root) else list_images(root)
 
 
 # ---------------------------------------------------------------- DeepFashion
@@ -141,7 +145,8 @@ def _read_fashion(
     if not poses:
         raise UserError(
             f"{root}: no pose/, fasion-resize-annotation-{split}.csv or fasion-annotation-"
-            f"{split}.csv in it; name a keypoint file, or make one with tools/extract_poses.py",
+            f"{split}.csv in it; name a keypoint file, or make one with tools/extract_poses.py "
+            f"--data {folder} --out {root}/fasion-annotation-{split}.csv",
             BAD_DATA,
         )
     pair_list = pairs or _beside(places, _FASHION_PAIRS, split)
@@ -154,9 +159,9 @@ def _read_fashion(
         table = {name: joints - shift for name, joints in table.items()}
     view = fashion_view(_border(records), framed=frame != "own")
     people = replace(_match(records, table, fashion_key, poses), view=view)
+    check_frame(records, people.keypoints, name=poses, view=view)
     people = _with_pairs(people, pair_list, fashion_key, root)
-    _check_count("DeepFashion", split, people)
-    return people
+    return _compared(people, split)
 
 
 def fashion_view(border: bool, *, framed: bool) -> View:
@@ -182,7 +187,13 @@ def _frame(poses: Path) -> Literal["whole", "cut", "own"]:
         kinds = {path.suffix for path in poses.rglob("*")}
         return "whole" if ".txt" in kinds else "cut" if ".npy" in kinds else "own"
     match = re.match(r"fash?ion-(resize-)?annotation-", poses.name)
-    return "own" if not match else "cut" if match[1] else "whole"
+    return "own" if not match or _estimated(poses) else "cut" if match[1] else "whole"
+
+
+def _estimated(poses: Path) -> bool:
+    """Whether tools/extract_poses.py made the file: its note of the weights lies beside."""
+    note = poses.with_suffix(".json")
+    return note != poses and note.is_file() and "weights" in read_json(note)
 
 
 def _border(records: Sequence[Record]) -> bool:
@@ -203,10 +214,10 @@ def _fashion_split(root: Path, split: Split) -> set[str]:
     """Keys of the images of a split, by PATN's train.lst or the partition of the data set."""
     lst = root / f"{split}.lst"
     if lst.is_file():
-        return {fashion_key(line) for line in _read_text(lst).split()}
+        return {fashion_key(line) for line in read_text(lst).split()}
     for path in (root / "Anno/list_eval_partition.txt", root / "list_eval_partition.txt"):
         if path.is_file():
-            rows = [line.split() for line in _read_text(path).splitlines()[2:]]
+            rows = [line.split() for line in read_text(path).splitlines()[2:]]
             wanted = {"train"} if split == "train" else {"query", "gallery"}
             return {fashion_key(row[0]) for row in rows if len(row) == 3 and row[2] in wanted}
     raise UserError(
@@ -225,14 +236,6 @@ def _beside(folders: Iterable[Path], patterns: Iterable[str], split: Split) -> P
 # ---------------------------------------------------------------- Market-1501, any folder
 
 
-def _has_market(root: Path, split: Split) -> bool:
-    try:
-        _subset_folder(root, f"bounding_box_{split}")
-    except UserError:
-        return False
-    return True
-
-
 def _read_market(root: Path, split: Split, keypoints: str | Path, pairs: str | Path) -> People:
     subset = f"bounding_box_{split}"
     try:
@@ -241,14 +244,12 @@ def _read_market(root: Path, split: Split, keypoints: str | Path, pairs: str | P
         hint = "; for any other layout give --keypoints and --pairs"
         raise UserError(f"{error}{hint}", error.code) from error
     home = records[0].path.parent.parent
-    table = read_keypoints(keypoints or find_keypoints(root, subset))
+    poses = keypoints or find_keypoints(root, subset)
+    table = read_keypoints(poses)
+    check_frame(records, table, name=poses)
     found = _beside((home, home.parent), ("market-pairs-{1}.csv",), split)
     pairs = pairs or (found if found and split == "test" else "")
-    people = _with_pairs(People(records, table), pairs, _base_name, root)
-    count, name = _MARKET[split]
-    if len(records) == count and name in {record.name for record in records}:
-        _check_count("Market-1501", split, people)
-    return people
+    return _compared(_with_pairs(People(records, table), pairs, _base_name, root), split)
 
 
 def _base_name(name: str) -> str:
@@ -309,11 +310,45 @@ def _refuse_way_out(name: str, where: str) -> None:
         raise UserError(f"{where}: '{name[:80]}' leaves the data folder", BAD_DATA)
 
 
-def _check_count(data: str, split: Split, people: People) -> None:
+# ---------------------------------------------------------------- published numbers
+
+
+def _compared(people: People, split: Split) -> People:
     pairs = people.pairs
     count = len(make_pairs(people.records, people.keypoints) if pairs is None else pairs)
-    if count != (published := PUBLISHED_PAIRS[data, split]):
-        log.warning(
-            "%s: %s %s pairs instead of the published %s; results are not comparable with others'",
-            data, f"{count:,}", split, f"{published:,}",
-        )  # fmt: skip
+    compare_with_published([record.name for record in people.records], count, split=split)
+    return people
+
+
+def compare_with_published(names: Collection[str], pairs: int, *, split: Split) -> None:
+    """Warn if the images are of a published set, and their number or that of pairs is another.
+
+    DeepFashion is known by its names, Market-1501 by one of them.
+    """
+    found, (images, name) = [], _MARKET[split]
+    if name in names:
+        data = "Market-1501"
+        if len(names) != images:
+            found = [f"{len(names):,} of {images:,} images are there"]
+    elif any(map(fashion_key, names)):
+        data = "DeepFashion"
+    else:
+        return
+    if pairs != (published := PUBLISHED_PAIRS[data, split]):
+        found.append(f"{pairs:,} {split} pairs instead of the published {published:,}")
+    if found:
+        log.warning("%s: %s; results are not comparable with others'", data, ", ".join(found))
+
+
+def check_beside(poses: Path, keypoints: Mapping[str, np.ndarray], *, split: Split) -> None:
+    """Refuse joints of another frame than DeepFashion's file names or Market-1501's images tell.
+
+    Images are looked for beside the file; without them, and for other data, nothing is checked.
+    Raises what `keypoints.inside` raises.
+    """
+    frame = _frame(poses) if any(map(fashion_key, keypoints)) else "own"
+    if frame != "own":
+        size = _WHOLE_FRAME if frame == "whole" else _CUT_FRAME
+        inside(np.stack(list(keypoints.values())), size, name=str(poses))
+    elif has_market1501(poses.parent, subset := f"bounding_box_{split}"):
+        check_frame(read_market1501(poses.parent, subset), keypoints, name=poses)

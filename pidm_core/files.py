@@ -146,7 +146,7 @@ def write_json(path: str | Path, value: Any) -> None:
 def read_json(path: str | Path) -> Any:
     """Read a JSON file of at most 64 MiB; duplicate keys and NaN are refused (BAD_DATA)."""
     path = Path(path)
-    return parse_json(_read_text(path), str(path))
+    return parse_json(read_text(path), str(path))
 
 
 def parse_json(text: str, name: str) -> Any:
@@ -167,7 +167,8 @@ def parse_json(text: str, name: str) -> Any:
         raise UserError(f"{name}: not valid JSON ({error})", BAD_DATA) from error
 
 
-def _read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
+def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
+    """Read UTF-8 text, with or without a BOM, of at most `limit` bytes (BAD_DATA)."""
     if not path.is_file():
         raise UserError(f"{path}: no such file", BAD_DATA)
     if path.stat().st_size > limit:

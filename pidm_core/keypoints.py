@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pidm_core.files import BAD_DATA, UserError, _read_text, parse_json, write_bytes
+from pidm_core.files import BAD_DATA, UserError, parse_json, read_text, write_bytes
 
 JOINTS: tuple[str, ...] = (
     "nose", "neck",
@@ -28,8 +28,10 @@ _FROM_BODY_25 = [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18]
 _FROM_COCO = [0, -1, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3]
 _SWAPPED = [0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16]
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-_OUTSIDE_LIMIT = 0.3
-_REACH, _REACH_IMAGES = 0.6, 16
+_OUTSIDE_LIMIT = 0.1  # drawn people: no joint; for images 1.2 times as large 12 % of them
+_REACH = 0.75  # of the height; among any 16 drawn people somebody's joints reach 0.91
+_LYING_LIMIT = 2 / 3  # drawn people: none lie; with x and y swapped all do
+_MANY = 16  # images; fewer may be an unusual choice
 
 
 def read_keypoints(
@@ -43,7 +45,8 @@ def read_keypoints(
     maps (.npy, (H, W, 18), their peaks). One-image files are named after the image: `a.txt`,
     `a.jpg.txt`, `a_keypoints.json`, `a.jpg.npy` belong to `a.jpg`, `b/a.txt` to `b/a.jpg`.
     A negative coordinate is a missing joint. With `size` (height, width) joints outside the frame
-    are missing too, and a file with over 30 % of them there is refused as swapped or mis-scaled.
+    are missing too, and what `inside` refuses is refused.
+    A file in which people lie rather than stand has x and y swapped and is refused.
     Raises UserError (BAD_DATA) with file and line for anything else.
     """
     path = Path(path)
@@ -60,6 +63,7 @@ def read_keypoints(
         raise UserError(f"{path}: holds no keypoints", BAD_DATA)
     joints = np.stack(list(table.values()))
     _refuse_normalised(joints, path)
+    _refuse_swapped(joints, path)
     if size is not None:
         joints = inside(joints, size, name=str(path))
     return dict(zip(table, joints, strict=True))
@@ -68,7 +72,7 @@ def read_keypoints(
 def _read_file(path: Path) -> dict[str, np.ndarray]:
     if path.suffix == ".npy":
         return {_image_name(path): _read_heat_maps(path)}
-    text = _read_text(path)
+    text = read_text(path)
     start = text.lstrip()[:1]
     if not start:
         raise UserError(f"{path}: the file is empty", BAD_DATA)
@@ -203,6 +207,8 @@ def _coco_people(value: Any, path: Path) -> Iterator[tuple[str, dict[str, Any]]]
             value = value["annotations"]
         except (KeyError, TypeError) as error:
             raise wrong from error
+    if not isinstance(value, list):
+        raise wrong
     for person in value:
         if not isinstance(person, dict) or not isinstance(person.get("image_id"), str | int):
             raise wrong
@@ -277,9 +283,9 @@ def outside(keypoints: np.ndarray, size: Any) -> np.ndarray:
 def inside(keypoints: np.ndarray, size: Any, *, name: str) -> np.ndarray:
     """Set joints outside the frame to NaN: (N, 18, 2), size (height, width) or (N, 2) of them.
 
-    Raises UserError (BAD_DATA) when over 30 % of all joints lie outside, or when those of 16
-    images and more leave the lower and the right 40 % of the frame empty: then x and y are
-    swapped, or the file belongs to images of another size.
+    Raises UserError (BAD_DATA) when over a tenth of all joints lie outside, or when those of 16
+    images and more leave the lowest quarter of the frame empty: then x and y are swapped, or the
+    file belongs to images of another size.
     """
     out = outside(keypoints, size)
     there = max(1, (~missing(keypoints)).sum())
@@ -290,11 +296,11 @@ def inside(keypoints: np.ndarray, size: Any, *, name: str) -> np.ndarray:
             + ("x and y are swapped" if swapped else "the file is for images of another size"),
             BAD_DATA,
         )
-    reach = keypoints / np.asarray(size, dtype=np.float32)[..., None, ::-1]  # (N, 18, 2), 0-1
-    some = len(reach) >= _REACH_IMAGES and not missing(reach).all()
-    if some and not (reach > _REACH).any():
+    height = np.asarray(size, dtype=np.float32)[..., :1]  # (1,) or (N, 1)
+    seen = ~missing(keypoints).all(-1)
+    if seen.sum() >= _MANY and not (keypoints[..., 1] > _REACH * height).any():
         raise UserError(
-            f"{name}: no joint of {len(reach)} images lies beyond {_REACH:.0%} of width or height; "
+            f"{name}: no joint of {seen.sum()} images lies below {_REACH:.0%} of the height; "
             "the file is for smaller images",
             BAD_DATA,
         )
@@ -305,6 +311,15 @@ def _refuse_normalised(joints: np.ndarray, path: Path) -> None:
     there = joints[~missing(joints)]
     if len(there) >= 4 and there.max() <= 1:
         raise UserError(f"{path}: all coordinates are at most 1; pixels are expected", BAD_DATA)
+
+
+def _refuse_swapped(joints: np.ndarray, path: Path) -> None:
+    trunk = joints[:, [R_HIP, L_HIP]].mean(1) - joints[:, [R_SHOULDER, L_SHOULDER]].mean(1)
+    trunk = np.abs(trunk[~np.isnan(trunk).any(1)])  # (images that show all four, 2)
+    if len(trunk) >= _MANY and (lying := (trunk[:, 0] > trunk[:, 1]).mean()) > _LYING_LIMIT:
+        raise UserError(
+            f"{path}: {lying:.0%} of {len(trunk):,} people lie; x and y are swapped", BAD_DATA
+        )
 
 
 def rescale(keypoints: np.ndarray, before: tuple[int, ...], after: tuple[int, ...]) -> np.ndarray:

@@ -6,13 +6,13 @@ PATN's CSV, GFLA's and PIDM's text, PCDMs' JSON; DeepFashion's names in all thei
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pidm_core.data import Record, make_pairs
-from pidm_core.files import BAD_DATA, UserError, _read_text, parse_json, write_bytes
+from pidm_core.files import BAD_DATA, UserError, parse_json, read_text, write_bytes
 from pidm_core.keypoints import passes_patn
 
 PairName = tuple[str, str, int]  # source, target, line of the file
@@ -37,7 +37,7 @@ def _squeezed(name: str) -> str:
     return re.sub(r"\.\w+$|[^A-Za-z0-9]", "", name)
 
 
-def name_records(names: Iterable[str]) -> list[Record]:
+def name_records(names: Sequence[str]) -> list[Record]:
     """Records of image names alone, in this order; identities are numbered as they appear.
 
     An identity is a DeepFashion name up to the view, else what stands before the first '_';
@@ -64,7 +64,7 @@ def read_pairs(path: str | Path) -> list[PairName]:
     {source_image, target_image}. Raises UserError (BAD_DATA) with file and line.
     """
     path = Path(path)
-    text = _read_text(path)
+    text = read_text(path)
     if text.lstrip()[:1] == "[":
         return _json_pairs(parse_json(text, str(path)), path)
     rows = [
@@ -111,7 +111,10 @@ def patn_pairs(
 
     With its market-annotation-test.csv, sample=12000 and seed=0 these are its market-pairs-test.csv
     line by line: numpy's old generator draws as pandas' `sample` does.
+    Raises UserError for a negative sample or seed, and for a seed of over 32 bits.
     """
+    if sample < 0 or not 0 <= seed < 1 << 32:
+        raise UserError(f"sample {sample}, seed {seed}: both must be at least 0, the seed 32 bits")
     usable = [name for name in keypoints if passes_patn(keypoints[name])]
     records = name_records(usable)  # persons in the order of their first usable image
     pairs = make_pairs(records, keypoints)

@@ -19,6 +19,7 @@ from pidm_core import (
     BAD_DATA,
     Record,
     UserError,
+    check_frame,
     decode_image,
     encode_jpeg,
     load_image,
@@ -145,10 +146,12 @@ def _readable(records: Sequence[Record]) -> tuple[list[Record], dict[str, str], 
 
 
 def _pose_pool(request: Request, real: Sequence[Record]) -> plan.PosePool:
-    if request.poses:
-        return plan.pose_pool(read_keypoints(request.poses), where=str(request.poses))
+    if request.poses:  # in the frame of the sources
+        size = load_image(real[0].path).shape[:2]
+        return plan.pose_pool(read_keypoints(request.poses, size=size), where=str(request.poses))
     names = [record.name for record in real]
     keypoints = read_keypoints(request.keypoints)
+    check_frame(real, keypoints, name=request.keypoints)
     return plan.pose_pool(keypoints, among=names, where=str(request.keypoints))
 
 

@@ -11,11 +11,21 @@ import numpy as np
 import pytest
 
 from pidm_core import data
-from pidm_core.data import Pairs, Record, find_keypoints, make_pairs, order, read_market1501
+from pidm_core.data import (
+    Pairs,
+    Record,
+    check_frame,
+    find_keypoints,
+    has_market1501,
+    make_pairs,
+    order,
+    read_market1501,
+)
 from pidm_core.files import BAD_DATA, UserError, encode_png
 from pidm_core.keypoints import mirror, read_keypoints
 
 SIZE = (64, 32)
+DOUBLE = np.ones((2, 2, 1), np.uint8)
 
 
 def person(seed: int = 0) -> np.ndarray:
@@ -65,6 +75,15 @@ def test_patn_folder_names_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "0002_c1s1_000451_03.jpg").touch()
     assert len(read_market1501(tmp_path)) == 1
+
+
+def test_a_folder_is_market1501_by_a_name_in_it(tmp_path: Path) -> None:
+    assert not has_market1501(tmp_path)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a_1.jpg").touch()
+    assert not has_market1501(tmp_path)
+    (tmp_path / "train" / "0002_c1s1_000451_03.jpg").touch()
+    assert has_market1501(tmp_path)
 
 
 def test_a_wrong_folder_is_one_clear_line(tmp_path: Path) -> None:
@@ -294,6 +313,15 @@ def test_over_one_per_cent_of_broken_images_is_an_error(tmp_path: Path) -> None:
 def test_keypoints_of_other_images_are_refused(tmp_path: Path) -> None:
     records, keypoints = people(tmp_path, [1, 1, 1])
     swapped = {name: joints[:, ::-1] + [0, 30] for name, joints in keypoints.items()}
-    assert len(Pairs(records, swapped, size=SIZE)) == 6
-    with pytest.raises(UserError, match="swapped"):
-        Pairs(records, {n: j[:, ::-1] for n, j in swapped.items()}, size=SIZE)
+    check_frame(records, swapped, name="k.csv")
+    with pytest.raises(UserError, match=r"k\.csv: .* swapped"):
+        check_frame(records, {n: j[:, ::-1] for n, j in swapped.items()}, name="k.csv")
+    twice = {name: joints * 2 for name, joints in keypoints.items()}
+    with pytest.raises(UserError, match=r"k\.csv: .* of another size"):
+        check_frame(records, twice, name="k.csv")
+    check_frame(  # what counts is the image that the view shows
+        records, twice, name="k.csv", view=lambda image, seen: (np.kron(image, DOUBLE), seen)
+    )
+    for record in records:
+        record.path.write_bytes(b"")  # a matter for those who read them all
+    check_frame(records, twice, name="k.csv")

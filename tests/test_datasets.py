@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,10 @@ from pidm_core import (
     BAD_DATA,
     UserError,
     encode_jpeg,
+    estimator,
+    load_image,
     read_keypoints,
+    rescale,
     write_bytes,
     write_keypoints,
 )
@@ -26,6 +30,7 @@ from pidm_core.data import Pairs
 from pidm_core.datasets import pose_images, read_people
 from pidm_core.pair_lists import fashion_key, name_records, patn_pairs, read_pairs
 from pidm_core.train import load_pairs
+from tools import make_pairs
 
 ROOT = Path(__file__).parent.parent
 PATHS = [  # of one person the front, the back and the side; of another two views
@@ -173,6 +178,35 @@ def test_deepfashion_in_every_layout(
     assert "3 train pairs instead of the published 101,966" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["fasion-annotation-train", "fashion-resize-annotation-train"])
+@pytest.mark.parametrize("layout", [patn, pidm_large])
+def test_estimated_joints_are_px_of_the_images_under_published_names_too(
+    tmp_path: Path, layout: Callable[[Path], None], name: str
+) -> None:
+    layout(tmp_path)
+    shutil.rmtree(tmp_path / "pose", ignore_errors=True)
+    (tmp_path / "fasion-resize-annotation-train.csv").unlink(missing_ok=True)
+    found = pose_images(tmp_path)
+    noses = {fashion_key(name): joints(k) for k, name in enumerate(FLAT)}
+    sizes = [load_image(record.path).shape[:2] for record in found]
+    answers = iter(
+        rescale(noses[fashion_key(record.name)], CUT, size)
+        for record, size in zip(found, sizes, strict=True)
+    )
+    weights = tmp_path / "weights.pth"
+    write_bytes(weights, b"weights")
+    out = tmp_path / f"{name}.csv"
+    todo = estimator.start(out, weights, found)
+
+    def network(batch: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [next(answers) for _ in batch]
+
+    list(estimator.estimate_all(todo, network, out, batch_size=2, broken=[]))
+    estimator.finish(out)
+    pairs = load_pairs(PIDMConfig(data=str(tmp_path), model=ModelConfig(size=CUT)))
+    assert sorted(arrivals(pairs)) == LISTED
+
+
 def test_joints_of_a_file_of_ones_own_are_px_of_the_image_files(tmp_path: Path) -> None:
     pidm(tmp_path)
     write_keypoints(tmp_path / "mine.csv", table(PATHS, 40))
@@ -231,6 +265,19 @@ def test_any_folder_with_keypoints_and_pairs(tmp_path: Path, folders: bool) -> N
         read_people(config.data)
 
 
+def test_a_folder_called_train_is_not_market1501_by_that_alone(tmp_path: Path) -> None:
+    names = [f"train/{letter}_{k}" for k, letter in enumerate("aabbb")]
+    images(tmp_path / "people", names, picture)
+    write_keypoints(tmp_path / "k.csv", table(names))
+    pair_csv(tmp_path / "p.csv", names)
+    config = PIDMConfig(
+        data=str(tmp_path / "people"), keypoints=str(tmp_path / "k.csv"),
+        pairs=str(tmp_path / "p.csv"), model=ModelConfig(size=CUT),
+    )  # fmt: skip
+    assert sorted(arrivals(load_pairs(config))) == LISTED
+    assert [r.name for r in pose_images(tmp_path / "people")] == [f"{n}.jpg" for n in names]
+
+
 def test_market1501_takes_a_list_and_warns_only_of_the_published_set(
     market: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,7 +291,13 @@ def test_market1501_takes_a_list_and_warns_only_of_the_published_set(
     assert listed.tolist() == [[1, 0]]
     monkeypatch.setattr("pidm_core.datasets._MARKET", {"train": (len(people.records), first)})
     read_people(market)
-    assert "train pairs instead of the published 263,632" in caplog.text
+    few = "train pairs instead of the published 263,632; results are not comparable"
+    assert few in caplog.text
+    assert "images are there" not in caplog.text
+    monkeypatch.setattr("pidm_core.datasets._MARKET", {"train": (12_936, first)})
+    read_people(market)
+    assert f"Market-1501: {len(people.records)} of 12,936 images are there, " in caplog.text
+    assert caplog.text.count(few) == 2
 
 
 def test_targets_without_joints_are_left_out_and_counted(
@@ -297,10 +350,10 @@ def other_names(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (swap, "x and y are swapped"),
+        (swap, "train.csv: 32% of the joints lie outside the image; x and y are swapped"),
         (enlarge, "the file is for images of another size"),
         (drop_a_joint, "train.csv:4: 17 joints instead of 18"),
-        (drop_keypoints, "name a keypoint file"),
+        (drop_keypoints, "train --out "),  # tools/extract_poses.py --data …/train --out …
         (other_names, "none of its 1 names is an image of the data set"),
         (pair(f"{FLAT[0]}.jpg,{FLAT[0][:-5]}4full.jpg"), "train.csv:5: 'fashionWOMENTees_T"),
         (pair(f"../../etc/{FLAT[0]}.jpg,{FLAT[1]}.jpg"), "leaves the data folder"),
@@ -324,19 +377,18 @@ def test_bad_input_is_one_clear_line(
 
 
 def test_keypoints_of_smaller_images_are_refused(tmp_path: Path) -> None:
+    """0.727: joints of images of 256 px, and images of 352."""
     names = [f"{k}" for k in range(16)]
     images(tmp_path / "images", names, lambda k: picture(k % 5))
     pair_csv(tmp_path / "p.csv", names)
-    keypoints = {f"{k}.jpg": joints(k % 5) / 2 for k in range(16)}
-    write_keypoints(tmp_path / "k.csv", keypoints)
-    people = read_people(
-        tmp_path / "images", keypoints=tmp_path / "k.csv", pairs=tmp_path / "p.csv"
-    )
-    listed = np.array([(k, 0) for k in range(1, 16)])
-    with pytest.raises(UserError, match="the file is for smaller images"):
-        Pairs(people.records, people.keypoints, size=CUT, pairs=listed)
-    whole = {name: one * 2 for name, one in keypoints.items()}
-    assert len(Pairs(people.records, whole, size=CUT, pairs=listed)) == 15
+    for scale in (1, 0.727, 0.5):
+        write_keypoints(tmp_path / "k.csv", {f"{k}.jpg": joints(k % 5) * scale for k in range(16)})
+        files = {"keypoints": tmp_path / "k.csv", "pairs": tmp_path / "p.csv"}
+        if scale == 1:
+            assert len(read_people(tmp_path / "images", **files).keypoints) == 16
+            continue
+        with pytest.raises(UserError, match=r"k\.csv: .* the file is for smaller images"):
+            read_people(tmp_path / "images", **files)
 
 
 def test_a_missing_folder_is_one_line_of_the_tool(tmp_path: Path) -> None:
@@ -420,20 +472,68 @@ def test_the_real_test_pairs_line_by_line() -> None:
     assert pairs == [pair[:2] for pair in read_pairs(home / "market-pairs-test.csv")]
 
 
-def test_make_pairs_writes_what_the_training_reads(tmp_path: Path) -> None:
+def test_make_pairs_writes_what_the_training_reads(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     patn(tmp_path)
-    (tmp_path / "fasion-resize-pairs-train.csv").unlink()
-    source = tmp_path / "fasion-resize-annotation-train.csv"
-    command = [sys.executable, str(ROOT / "tools/make_pairs.py"), "--keypoints", str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    listed = tmp_path / "fasion-resize-pairs-train.csv"
+    published = listed.read_bytes()
+    keypoints = ["--keypoints", str(tmp_path / "fasion-resize-annotation-train.csv")]
+    with pytest.raises(UserError, match=r"pairs-train\.csv: exists already.* --out "):
+        make_pairs.main(keypoints)
+    assert listed.read_bytes() == published
+    assert make_pairs.main([*keypoints, "--out", str(listed)]) == 0
+    assert "DeepFashion: 8 train pairs instead of the published 101,966" in caplog.text
     pairs = load_pairs(PIDMConfig(data=str(tmp_path), model=ModelConfig(size=CUT)))
     assert sorted(arrivals(pairs)) == sorted(RULE)
+
+
+@pytest.mark.parametrize("flag", ["--sample", "--seed"])
+def test_make_pairs_refuses_negative_numbers(tmp_path: Path, flag: str) -> None:
+    patn(tmp_path)
+    out, keypoints = tmp_path / "p.csv", tmp_path / "fasion-resize-annotation-train.csv"
+    with pytest.raises(UserError, match=r"-1.* must be at least 0"):
+        make_pairs.main(["--keypoints", str(keypoints), "--out", str(out), flag, "-1"])
+    assert not out.exists()
+
+
+def test_make_pairs_looks_at_the_images_beside(
+    tmp_path: Path, market: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = read_people(market)
+    (tmp_path / "market1501").symlink_to(market / "market1501")
+    source, out = tmp_path / "market-annotation-train.csv", tmp_path / "p.csv"
+    command = ["--keypoints", str(source), "--out", str(out)]
+    write_keypoints(source, {name: one * 2 for name, one in people.keypoints.items()})
+    with pytest.raises(UserError, match=r"annotation-train\.csv: .* images of another size"):
+        make_pairs.main(command)
+    assert not out.exists()
+    write_keypoints(source, people.keypoints)
+    assert make_pairs.main(command) == 0
+    assert caplog.text == ""
+    first = people.records[0].name
+    monkeypatch.setattr("pidm_core.datasets._MARKET", {"train": (36, first)})
+    make_pairs.main(command)
+    assert "train pairs instead of the published 263,632" in caplog.text
+
+
+def test_make_pairs_knows_the_frame_of_published_names(tmp_path: Path) -> None:
+    source = tmp_path / "fasion-resize-annotation-test.csv"
+    write_keypoints(source, table(FLAT, 60))  # of wider images than 256 x 176
+    with pytest.raises(UserError, match=r"annotation-test\.csv: .* of another size"):
+        make_pairs.main(["--keypoints", str(source)])
+    source = tmp_path / "fasion-annotation-test.csv"
+    write_keypoints(source, table(FLAT, 40))
+    assert make_pairs.main(["--keypoints", str(source)]) == 0
 
 
 def test_poses_are_estimated_for_the_images_that_are_looked_up(
     tmp_path: Path, market: Path
 ) -> None:
-    pidm(tmp_path)
-    assert [r.name for r in pose_images(tmp_path)] == sorted(f"{p}.jpg" for p in PATHS)
+    pidm(tmp_path / "own")
+    assert [r.name for r in pose_images(tmp_path / "own")] == sorted(f"{p}.jpg" for p in PATHS)
+    images(tmp_path / "flat" / "train", FLAT[:3], picture)
+    images(tmp_path / "flat" / "test", FLAT[3:], picture)
+    for folder, names in (("flat", FLAT[:3]), ("flat/test", FLAT[3:])):
+        assert [r.name for r in pose_images(tmp_path / folder)] == sorted(f"{n}.jpg" for n in names)
     assert [r.name for r in pose_images(market)] == [r.name for r in read_people(market).records]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers.schedulers import scheduling_ddpm
 from torch import Tensor
 
 from pidm_core.config import DiffusionConfig, Guidance, SampleConfig
@@ -58,46 +59,66 @@ def test_ddim_equals_diffusers_step_by_step(diffusion: Diffusion, spacing: str, 
         eps = fake_denoise(expected, t.expand(2))[:, :3]
         # We recompute eps from the clipped y_0, as guided-diffusion does; diffusers has a switch.
         expected = reference.step(eps, t, expected, use_clipped_model_output=True).prev_sample
-        torch.testing.assert_close(step.y, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(step.y, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # inside diffusers
 @pytest.mark.parametrize("count", [4, 20])
-def test_dpm_equals_diffusers_step_by_step(diffusion: Diffusion, count: int) -> None:
-    reference = DPMSolverMultistepScheduler(**SCHEDULE, final_sigmas_type="zero")
-    levels = diffusion.timesteps(count, "trailing")
-    reference.set_timesteps(timesteps=levels)
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("clip", [False, True])
+def test_dpm_equals_diffusers_step_by_step(
+    diffusion: Diffusion, spacing: str, clip: bool, count: int
+) -> None:
+    reference = DPMSolverMultistepScheduler(
+        **SCHEDULE, final_sigmas_type="zero", prediction_type="sample" if clip else "epsilon"
+    )
+    # Its own "leading" divides by one step more than its DDIM's and ours: it is given the levels.
+    reference.set_timesteps(timesteps=diffusion.timesteps(count, spacing))  # type: ignore[arg-type]
     torch.manual_seed(0)
     y_T = torch.randn(2, 3, 8, 4)
     expected = y_T
-    steps = diffusion.sample(fake_denoise, y_T, steps=count, sampler="dpm++", clip=False)
+    steps = diffusion.sample(
+        fake_denoise, y_T, steps=count, sampler="dpm++", spacing=spacing, clip=clip,  # type: ignore[arg-type]
+    )  # fmt: skip
     for step, t in zip(steps, reference.timesteps, strict=True):
         assert step.t == int(t)
-        eps = fake_denoise(expected, t.expand(2))[:, :3]
-        expected = reference.step(eps, t, expected).prev_sample
-        torch.testing.assert_close(step.y, expected, rtol=1e-4, atol=1e-4)
+        out = fake_denoise(expected, t.expand(2))[:, :3]
+        if clip:  # diffusers' switch knows quantiles only; it takes a clipped image as it is
+            abar = reference.alphas_cumprod[t]
+            out = ((expected - (1 - abar).sqrt() * out) / abar.sqrt()).clamp(-1, 1)
+        expected = reference.step(out, t, expected).prev_sample
+        torch.testing.assert_close(step.y, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [20, 1000])
-def test_ddpm_equals_diffusers_learned_range(diffusion: Diffusion, count: int) -> None:
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("clip", [False, True])
+def test_ddpm_equals_diffusers_learned_range(
+    diffusion: Diffusion, monkeypatch: pytest.MonkeyPatch, spacing: str, clip: bool, count: int
+) -> None:
     reference = DDPMScheduler(
-        **SCHEDULE, variance_type="learned_range", clip_sample=True, timestep_spacing="trailing"
+        **SCHEDULE, variance_type="learned_range", clip_sample=clip, timestep_spacing=spacing
     )
     reference.set_timesteps(count)
+    reference.alphas_cumprod = diffusion.abar  # in float32 its betas are wrong by 1e-3 near t = 0
+    noises = torch.randn(count, 2, 3, 8, 4, generator=torch.Generator().manual_seed(5))
+    # Our last step gives the mean, the finished image. So does diffusers' if it ends at t = 0;
+    # elsewhere (trailing, 20 steps: t = 49) it would still add noise, and gets none here.
+    rest = iter([*noises[:-1], torch.zeros_like(noises[-1])])
+    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, **__: next(rest))
     torch.manual_seed(0)
     y_T = torch.randn(2, 3, 8, 4)
-    expected, same = y_T, torch.Generator().manual_seed(5)
-    ours = torch.Generator().manual_seed(5)
+    expected = y_T
     steps = diffusion.sample(
-        fake_denoise, y_T, steps=count, sampler="ddpm",
-        noise=lambda _: torch.randn(y_T.shape, generator=ours),
+        fake_denoise, y_T, steps=count, sampler="ddpm", spacing=spacing, clip=clip,  # type: ignore[arg-type]
+        noise=lambda number: noises[number],
     )  # fmt: skip
     for step, t in zip(steps, reference.timesteps, strict=True):
+        assert step.t == int(t)
         out = fake_denoise(expected, t.expand(2))
-        if step.number == count - 1 and t > 0:
-            break  # diffusers adds noise to the finished image unless it ends at t = 0
-        expected = reference.step(out, t, expected, generator=same).prev_sample
-        torch.testing.assert_close(step.y, expected, rtol=2e-3, atol=2e-3)
+        expected = reference.step(out, t, expected).prev_sample.float()
+        torch.testing.assert_close(step.y, expected, rtol=5e-5, atol=5e-5)
+    assert step.number == count - 1
 
 
 def test_the_authors_four_steps_are_750_500_250_0(diffusion: Diffusion) -> None:

@@ -20,6 +20,8 @@ from pidm_core.keypoints import (
     rescale,
     write_keypoints,
 )
+from pidm_core.toy_market import PRESETS
+from pidm_core.toy_scenes import draw, exact_joints, plan
 
 # The first row of PATN's market-annotation-train.csv, and one with missing joints.
 Y = [8, 23, 23, 43, 60, 23, 43, 60, 64, 92, 118, 65, 89, 108, 5, 6, 7, 8]
@@ -125,6 +127,65 @@ def test_sizes_may_differ_from_image_to_image() -> None:
     np.testing.assert_array_equal(inside(two, [(128, 64), (256, 128)], name="a"), two)
     assert np.isnan(inside(two, [(256, 128), (240, 128)], name="a")).sum() == 0
     assert np.isnan(inside(two, [(256, 128), (230, 128)], name="a")).sum() == 2  # an ankle at 236
+
+
+def crowd(count: int, scale: float = 1) -> np.ndarray:
+    """Slim standing people (count, 18, 2) in a frame of 128 x 64 times `scale`."""
+    slim = (PERSON - [32, 0]) * [0.6, 1] + [32, 0]
+    people = [slim + np.random.default_rng(k).uniform(-2, 2, 2) for k in range(count)]
+    return (np.stack(people) * scale).astype(np.float32)
+
+
+def test_people_who_lie_have_x_and_y_swapped_whatever_the_frame(tmp_path: Path) -> None:
+    people = crowd(17)
+    people[:4] = people[:4, :, ::-1]  # some do lie
+    people[16, joint("left_hip")] = np.nan  # who knows
+    path = tmp_path / "a.csv"
+    write_keypoints(path, {f"{k}.jpg": one for k, one in enumerate(people)})
+    assert len(read_keypoints(path)) == 17
+    write_keypoints(path, {f"{k}.jpg": one[:, ::-1] for k, one in enumerate(people)})
+    with pytest.raises(UserError, match="75% of 16 people lie; x and y are swapped") as caught:
+        read_keypoints(path)
+    assert str(path) in str(caught.value)
+    assert caught.value.code == BAD_DATA
+
+
+def test_drawn_people_pass_and_are_noticed_when_something_is_wrong(tmp_path: Path) -> None:
+    scenes = plan(PRESETS["tiny"], seed=0)[:48:2]
+    people = np.stack([exact_joints(draw(0, scene)) for scene in scenes]).astype(np.float32)
+    names, path, size = [f"{k}.jpg" for k in range(len(people))], tmp_path / "a.csv", (128, 64)
+    write_keypoints(path, dict(zip(names, people, strict=True)))
+    assert list(read_keypoints(path, size=size)) == sorted(names)
+    for scale, wrong in [(0.5, "smaller"), (0.727, "smaller"), (1.375, "another"), (2, "another")]:
+        with pytest.raises(UserError, match=wrong):
+            inside(people * np.float32(scale), size, name="a.csv")
+    golden = np.load(Path(__file__).parent / "golden" / "pose_maps.npz")["keypoints"].repeat(16, 0)
+    write_keypoints(path, {f"{k}.jpg": one for k, one in enumerate(golden)})
+    assert len(read_keypoints(path, size=(256, 256))) == 32
+    square = people * np.float32([4, 2])  # 256 x 256, where swapped joints stay inside
+    write_keypoints(path, dict(zip(names, square[:, :, ::-1], strict=True)))
+    with pytest.raises(UserError, match=r"100% of .* people lie; x and y are swapped"):
+        read_keypoints(path)
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        (0.5, "is for smaller images"),
+        (0.727, "is for smaller images"),  # of 256 px for 352
+        (1.0, ""),
+        (1.2, "is for images of another size"),
+        (1.375, "is for images of another size"),  # of 352 px for 256
+        (2.0, "is for images of another size"),
+    ],
+)
+def test_joints_of_larger_or_smaller_images_are_refused(scale: float, message: str) -> None:
+    people = crowd(16, scale)
+    if not message:
+        np.testing.assert_array_equal(inside(people, (128, 64), name="a.csv"), people)
+        return
+    with pytest.raises(UserError, match=rf"a\.csv: .*{message}"):
+        inside(people, (128, 64), name="a.csv")
 
 
 # ---------------------------------------------------------------- other formats
@@ -290,6 +351,7 @@ def test_coco_results_keep_the_best_person_and_have_no_neck_without_a_shoulder(
         ('{"people": [3]}', "flat list"),
         ('{"people": [], "people": []}', "twice"),
         ('{"other": 1}', "neither OpenPose"),
+        ('{"images": [], "annotations": null}', "neither OpenPose"),
         ("[1, 2, 3]", "neither OpenPose"),
         ('[{"image_id": 3, "keypoints": []}]', "no file name"),
         ('[{"image_id": "a", "keypoints": [1, 2]}]', "17 joints"),

@@ -213,6 +213,17 @@ def test_poses_may_come_from_another_file(market: Path, tmp_path: Path) -> None:
     assert render_all(work, tmp_path / "out") == 18
 
 
+def test_joints_of_other_images_are_refused_with_their_file(market: Path, tmp_path: Path) -> None:
+    names = [record.name for record in folder.read_people(market)]
+    twice = {name: joints(k % 8) * 2 for k, name in enumerate(names)}
+    path = tmp_path / "joints.csv"
+    write_keypoints(path, twice)
+    for option in ("keypoints", "poses"):
+        with pytest.raises(UserError, match=r"joints\.csv: .* images of another size") as error:
+            planned(market, **{option: path})
+        assert error.value.code == BAD_DATA
+
+
 # ---------------------------------------------------------------- ledger
 
 

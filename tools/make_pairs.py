@@ -1,8 +1,9 @@
 """Make a list of training pairs from a keypoint file, by PATN's rule.
 
 All ordered pairs of images of one person that both show both shoulders and both hips; a person is
-what stands before the first '_' of a name, 0000 and -1 are nobody. PATN's 12,000 test pairs of
-Market-1501 are --keypoints market-annotation-test.csv --sample 12000.
+what stands before the first '_' of a name (in DeepFashion's names, before the view), 0000 and -1
+are nobody. PATN's 12,000 test pairs of Market-1501 are
+--keypoints market-annotation-test.csv --sample 12000.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Options:
     keypoints: str = "data/market1501/market-annotation-train.csv"
     """Keypoint file or folder."""
     out: str = ""
-    """CSV of the pairs, from,to (default: beside, 'annotation' replaced by 'pairs')."""
+    """CSV of the pairs, from,to (default: a new one beside, 'annotation' replaced by 'pairs')."""
     sample: int = 0
     """So many pairs, drawn as PATN draws them (0 = all)."""
     seed: int = 0
@@ -38,19 +39,25 @@ def main(argv: list[str] | None = None) -> int:
     )
 
     from pidm_core import read_keypoints
+    from pidm_core.datasets import Split, check_beside, compare_with_published
     from pidm_core.pair_lists import patn_pairs, write_pairs
 
     source = Path(options.keypoints)
     out = Path(options.out or source.with_name(source.name.replace("annotation", "pairs")))
     if out == source:
         raise UserError(f"{source}: has no 'annotation' in its name; give --out FILE.csv")
+    if out.exists() and not options.out:
+        raise UserError(f"{out}: exists already, maybe as published; --out {out} replaces it")
     keypoints = read_keypoints(source)
+    split: Split = "test" if source.stem.endswith("test") else "train"
+    check_beside(source, keypoints, split=split)
     pairs = patn_pairs(keypoints, sample=options.sample, seed=options.seed)
     if not pairs:
         raise UserError(
             f"{source}: no person has two images with both shoulders and both hips", BAD_DATA
         )
     write_pairs(out, pairs)
+    compare_with_published(keypoints, len(pairs), split=split)
     print(f"{out}: {len(pairs):,} pairs of {len(keypoints):,} images")
     return DONE
 

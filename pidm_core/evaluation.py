@@ -21,8 +21,8 @@ from pidm_core.files import (
     BAD_DATA,
     ENVIRONMENT,
     UserError,
-    _read_text,
     load_image,
+    read_text,
     sha256,
     write_bytes,
 )
@@ -135,7 +135,7 @@ def _folder(path: str | Path) -> Path:
 
 
 def _read_targets(path: Path) -> dict[str, Path]:
-    rows = csv.DictReader(io.StringIO(_read_text(path)))
+    rows = csv.DictReader(io.StringIO(read_text(path)))
     found = {}
     try:
         if rows.fieldnames != ["generated", "target"]:

@@ -5,6 +5,7 @@ Finished rows are kept in OUT.part until all are done, so that a killed run goes
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -82,14 +83,14 @@ def load_estimator(weights: Path, device: torch.device | None = None) -> Estimat
 
 def _vitpose(folder: Path, device: torch.device) -> Estimator:
     try:
-        from transformers import VitPoseForPoseEstimation, VitPoseImageProcessor
+        transformers: Any = importlib.import_module("transformers")
     except ImportError as error:
         raise UserError(
             f"{folder}: ViTPose needs transformers; install it with pip install -e '.[pose]'",
             ENVIRONMENT,
         ) from error
     try:
-        model, report = VitPoseForPoseEstimation.from_pretrained(
+        model, report = transformers.VitPoseForPoseEstimation.from_pretrained(
             folder, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # transformers raises a dozen kinds on broken files
@@ -99,7 +100,7 @@ def _vitpose(folder: Path, device: torch.device) -> Estimator:
             f"{folder}: not a ViTPose model; {len(lacking)} tensors lack, as {lacking[0]}", BAD_DATA
         )
     height, width = model.config.backbone_config.image_size
-    processor = VitPoseImageProcessor(size={"height": height, "width": width})
+    processor = transformers.VitPoseImageProcessor(size={"height": height, "width": width})
     model.to(device).eval()
 
     @torch.inference_mode()

@@ -294,7 +294,7 @@ def _with_pairs(
     pairs = []
     for *names, line in read_pairs(path):
         for name in names:
-            _refuse_way_out(name, f"{path}:{line}")
+            refuse_way_out(name, f"{path}:{line}")
             if key(name) not in place:
                 raise UserError(
                     f"{path}:{line}: '{name}' is none of the {len(place):,} images in {root}",
@@ -304,7 +304,8 @@ def _with_pairs(
     return replace(people, pairs=np.array(pairs))
 
 
-def _refuse_way_out(name: str, where: str) -> None:
+def refuse_way_out(name: str, where: str) -> None:
+    """Refuse a path from a file that leads out of the folder it is seen from (UserError)."""
     path = PureWindowsPath(name)  # knows both kinds of slashes
     if ".." in path.parts or path.drive or path.root or "\0" in name:
         raise UserError(f"{where}: '{name[:80]}' leaves the data folder", BAD_DATA)

@@ -15,7 +15,7 @@ import numpy as np
 from pidm_core import feature_metrics as distances
 from pidm_core import feature_networks as networks
 from pidm_core.config import ImageSettings
-from pidm_core.datasets import _refuse_way_out, list_images
+from pidm_core.datasets import list_images, refuse_way_out
 from pidm_core.feature_networks import Extractor, Perceptual
 from pidm_core.files import (
     BAD_DATA,
@@ -144,7 +144,7 @@ def _read_targets(path: Path) -> dict[str, Path]:
             where, name, target = f"{path}:{rows.line_num}", row["generated"], row["target"]
             if not name or not target:
                 raise UserError(f"{where}: a cell is empty; give both or no line", BAD_DATA)
-            _refuse_way_out(target, where)
+            refuse_way_out(target, where)
             found[name] = path.parent / target
     except csv.Error as error:
         raise UserError(f"{path}: not a CSV ({error})", BAD_DATA) from error

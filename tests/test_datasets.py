@@ -196,12 +196,14 @@ def test_estimated_joints_are_px_of_the_images_under_published_names_too(
     weights = tmp_path / "weights.pth"
     write_bytes(weights, b"weights")
     out = tmp_path / f"{name}.csv"
-    todo = estimator.start(out, weights, found)
+    made_with = estimator.describe(weights, tmp_path)
+    todo = estimator.unfinished(out, made_with, found)
 
     def network(batch: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [next(answers) for _ in batch]
 
-    list(estimator.estimate_all(todo, network, out, batch_size=2, broken=[]))
+    steps = estimator.estimate_all(todo, network, out, made_with=made_with, batch_size=2, broken=[])
+    assert sum(steps) == len(found)
     estimator.finish(out)
     pairs = load_pairs(PIDMConfig(data=str(tmp_path), model=ModelConfig(size=CUT)))
     assert sorted(arrivals(pairs)) == LISTED

@@ -116,6 +116,10 @@ class TrainConfig:
     """Checkpoints kept (at least 2)."""
     init: str = ""
     """Run folder or bundled model whose weights the training starts from."""
+    withhold: float = 0.0
+    """Share of the identities not trained on: the model kept is the one that denoises them best."""
+    patience: int = 0
+    """Savings without a better one after which the training ends (0 = it never ends early)."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "save_every"):
@@ -125,6 +129,10 @@ class TrainConfig:
             raise UserError("train.keep: must be at least 2, or a crash could leave none")
         if not 0 <= self.eta <= 1 / 3:
             raise UserError(f"train.eta: {self.eta} is outside 0 ... 1/3")
+        if not 0 <= self.withhold < 1:
+            raise UserError(f"train.withhold: {self.withhold} is outside 0 ... 1")
+        if self.patience and not self.withhold:
+            raise UserError("train.patience: needs train.withhold, the share of people to judge by")
 
 
 @dataclass(frozen=True)

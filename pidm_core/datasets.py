@@ -25,7 +25,7 @@ from pidm_core.data import (
     make_pairs,
     read_market1501,
 )
-from pidm_core.files import BAD_DATA, UserError, load_image, read_json, read_text
+from pidm_core.files import BAD_DATA, UserError, load_image, read_json, read_text, sha256
 from pidm_core.keypoints import inside, read_keypoints, rescale
 from pidm_core.pair_lists import fashion_key, name_records, read_pairs
 
@@ -85,6 +85,30 @@ def read_people(
     people = _match(records, read_keypoints(keypoints), key, keypoints)
     check_frame(records, people.keypoints, name=keypoints)
     return _with_pairs(people, pairs, key, root)
+
+
+def withhold(people: People, share: float, *, seed: int) -> tuple[People, People]:
+    """Divide a data set by identity: (the rest, about `share` of the identities, at least one).
+
+    Who is withheld depends on the seed and the identities alone. Raises UserError (BAD_DATA) if
+    nobody would be left.
+    """
+    pids = sorted({record.pid for record in people.records})
+    count = max(1, round(share * len(pids)))
+    if count >= len(pids):
+        raise UserError(f"{len(pids)} identities are too few to withhold {share:.0%}", BAD_DATA)
+    drawn = sorted(pids, key=lambda pid: sha256(f"{seed}|withheld|{pid}".encode()))[:count]
+    away = np.isin([record.pid for record in people.records], drawn)
+    return _part(people, ~away), _part(people, away)
+
+
+def _part(people: People, kept: np.ndarray) -> People:
+    """The kept records (a mask) and the pairs of which both are kept."""
+    records = [record for record, keep in zip(people.records, kept, strict=True) if keep]
+    pairs = people.pairs
+    if pairs is not None:
+        pairs = (np.cumsum(kept) - 1)[pairs[kept[pairs].all(1)]]
+    return replace(people, records=records, pairs=pairs)
 
 
 def list_images(folder: str | Path) -> list[Record]:

@@ -68,8 +68,8 @@ class State:
         self._fill(self.ema, weights)
         self._publish()
 
-    def save(self, run: Path, step: int, world: int) -> None:
-        """Write a checkpoint and the model folder."""
+    def save(self, run: Path, step: int, world: int, *, model: bool = True) -> None:
+        """Write a checkpoint and, unless told not to, the model folder."""
         adam = self.adam.state_dict()["state"]
         moments = {
             f"{name}.{key}": adam[index][key]
@@ -84,7 +84,8 @@ class State:
             {"samples": step * options.batch_size * world, "world": world, "version": __version__},
             keep=options.keep,
         )
-        save_model(run / "model", self.ema, self.config, card=_card(self.config, step, world))
+        if model:
+            save_model(run / "model", self.ema, self.config, card=_card(self.config, step, world))
 
     def resume(self, run: Path) -> int:
         """Load the newest good checkpoint; return the number of steps that are done."""

@@ -22,18 +22,20 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from pidm_core import __version__
 from pidm_core.config import PIDMConfig, TrainConfig, load_config, save_config, to_dict
 from pidm_core.data import Batch, Pairs, order
-from pidm_core.datasets import read_people
+from pidm_core.datasets import read_people, withhold
 from pidm_core.diffusion import Diffusion, drop_conditions, sample_images
-from pidm_core.files import BAD_DATA, UserError, encode_png, write_bytes, write_json
+from pidm_core.files import BAD_DATA, UserError, encode_png, read_json, write_bytes, write_json
 from pidm_core.hardware import Placement, place, to_uint8
 from pidm_core.model import PIDM
 from pidm_core.pose import pose_map
 from pidm_core.progress import track
+from pidm_core.seen import write_seen
 from pidm_core.state import State
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ HARMLESS = (
     "train.steps",
 )
 GRID_ROWS = 8
+JUDGED_IMAGES = 256
 
 
 @dataclass(frozen=True)
@@ -61,20 +64,27 @@ class Progress:
 
 def load_pairs(config: PIDMConfig) -> Pairs:
     """The training pairs a configuration names."""
+    return _divided_pairs(config)[0]
+
+
+def _divided_pairs(config: PIDMConfig) -> tuple[Pairs, Pairs | None]:
+    """The training pairs, and those of the withheld people that judge the model, if any."""
     people = read_people(config.data, keypoints=config.keypoints, pairs=config.pairs)
-    return Pairs(
-        people.records,
-        people.keypoints,
-        size=config.model.size,
-        pairs=people.pairs,
-        view=people.view,
-    )
+    parts = [people]
+    if config.train.withhold:
+        parts = list(withhold(people, config.train.withhold, seed=config.train.seed))
+    pairs = [
+        Pairs(p.records, p.keypoints, size=config.model.size, pairs=p.pairs, view=p.view)
+        for p in parts
+    ]
+    return pairs[0], pairs[1] if config.train.withhold else None
 
 
 def train(config: PIDMConfig, run: Path) -> Iterator[Progress]:
     """Train `config` in the run folder, from its newest checkpoint on, and yield every step.
 
-    Writes config.yaml, env.json, metrics.jsonl, samples/, checkpoints/ and at the end model/.
+    Writes config.yaml, env.json, seen.json, metrics.jsonl, samples/, checkpoints/ and model/ (with
+    train.withhold the best saved one, judged in withheld.json; else the last).
     SIGINT and SIGTERM finish the step and save. Raises UserError for a run folder that holds
     another configuration, and for a loss that is no longer finite.
     """
@@ -87,7 +97,12 @@ def train(config: PIDMConfig, run: Path) -> Iterator[Progress]:
     start = state.resume(run)
     if start == 0 and config.train.init:
         state.start_from(config.train.init)
-    pairs = load_pairs(config)
+    pairs, withheld = _divided_pairs(config)
+    if accelerator.is_main_process:
+        write_seen(run, config, pairs.records + (withheld.records if withheld else []))
+    judge = _Judge(run, start, state, withheld) if withheld else None
+    if judge and judge.exhausted():
+        return
     loss_of = accelerator.prepare(HybridLoss(state.model, Diffusion(config.diffusion), config))
     world, rank = accelerator.num_processes, accelerator.process_index
     grids = accelerator.is_main_process and config.train.sample_every > 0
@@ -113,10 +128,13 @@ def train(config: PIDMConfig, run: Path) -> Iterator[Progress]:
                     "good, lower train.lr and train on in a new folder with --train.init",
                     BAD_DATA,
                 )
+            saving = stopping or done % config.train.save_every == 0
+            keep = judge.better(done, accelerator) if judge and saving else True
+            stopping |= judge is not None and judge.exhausted()
             if accelerator.is_main_process:
                 metrics.add(progress, write=stopping or done % config.train.log_every == 0)
-                if stopping or done % config.train.save_every == 0:
-                    state.save(run, done, world)
+                if saving:
+                    state.save(run, done, world, model=keep)
                 if grids and (last or done % config.train.sample_every == 0):
                     path = run / "samples" / f"step_{done:08d}.png"
                     write_bytes(path, encode_png(sample_grid(state, pairs)))
@@ -159,6 +177,51 @@ class HybridLoss(nn.Module):
         out = self.model(y_t.to(y_0.dtype), t, x_p, self.model.encode(x_s))
         losses = self.diffusion.losses(out, clean, y_t, t, eps)
         return losses.mse.mean(), losses.vlb.mean()
+
+
+class _Judge:
+    """Which of the saved models denoises the withheld people best: withheld.json, step -> loss."""
+
+    def __init__(self, run: Path, start: int, state: State, pairs: Pairs) -> None:
+        self.path, self.state, self.pairs = run / "withheld.json", state, pairs
+        known = read_json(self.path) if self.path.is_file() else {}
+        self.losses = {int(step): loss for step, loss in known.items() if int(step) <= start}
+
+    def better(self, step: int, accelerator: Accelerator) -> bool:
+        """Judge the averaged weights of this step: are they the best so far?"""
+        loss = [self.loss()]
+        broadcast_object_list(loss)  # of several processes the first decides
+        best = min(self.losses.values(), default=math.inf)
+        self.losses[step] = loss[0]
+        if accelerator.is_main_process:
+            write_json(self.path, self.losses)
+        return loss[0] < best
+
+    def exhausted(self) -> bool:
+        """Whether the last `patience` savings brought nothing better."""
+        patience = self.state.config.train.patience
+        best = min(self.losses, key=lambda step: (self.losses[step], step), default=0)
+        return 0 < patience <= sum(step > best for step in self.losses)
+
+    @torch.inference_mode()
+    def loss(self) -> float:
+        """Mean L_mse with both conditions, on the same pairs, noise and noise levels every time."""
+        config, placement = self.state.config, self.state.placement
+        model, diffusion = self.state.averaged(), Diffusion(config.diffusion)
+        size, total = config.train.batch_size, 0.0
+        rounds = math.ceil(JUDGED_IMAGES / size)
+        rng = np.random.default_rng(config.train.seed)
+        for k in range(rounds):
+            indices = np.arange(k * size, (k + 1) * size) % len(self.pairs)
+            x_s, x_p, y_0 = _tensors(self.pairs.batch(indices, rng, max_scale=0.0), placement)
+            clean = y_0.float()
+            levels = (np.arange(size) + (k + 0.5) / rounds) * config.diffusion.T / size
+            t = torch.from_numpy(levels.astype(np.int64)).to(clean.device)
+            eps = torch.from_numpy(rng.standard_normal(clean.shape, np.float32)).to(clean.device)
+            y_t = diffusion.q_sample(clean, t, eps)
+            out = model(y_t.to(y_0.dtype), t, x_p, model.encode(x_s))
+            total += float(diffusion.losses(out, clean, y_t, t, eps).mse.mean())
+        return total / rounds
 
 
 @torch.inference_mode()

@@ -8,16 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import TINY
 
 from pidm_core import UserError, ablation, load_image
-from pidm_core.config import AblationTable, ModelConfig, SampleConfig, TrainConfig, save_config
+from pidm_core.config import AblationTable, SampleConfig, TrainConfig, save_config
 from pidm_core.toy_market import make
 from tools.reproduce_table import main
-
-TINY = ModelConfig(
-    size=(32, 16), patch=2, channels=32, channel_mults=(1, 2), blocks_per_level=1,
-    texture_factors=(2, 4),
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

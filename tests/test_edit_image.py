@@ -7,32 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from tiny import save_tiny
 
 from pidm_core import PIDMPipeline, UserError, load_image, read_keypoints
-from pidm_core.checkpoint import save_model
-from pidm_core.config import ModelConfig, PIDMConfig, SampleConfig
 from pidm_core.files import BAD_DATA, encode_png
-from pidm_core.model import PIDM
 from tools.edit_image import main
-
-TINY = ModelConfig(
-    size=(32, 16), patch=2, channels=32, channel_mults=(1, 2), blocks_per_level=1,
-    texture_factors=(2, 4),
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("run") / "model"
-    config = PIDMConfig(model=TINY, sample=SampleConfig(batch_size=4))
-    network = PIDM(TINY)
-    for parameter in network.parameters():  # what starts as zero would hide the conditions
-        torch.nn.init.normal_(parameter, std=0.05)
-    save_model(folder, network.state_dict(), config, card="test")
-    return str(folder)
+    return save_tiny(tmp_path_factory.mktemp("run") / "model")
 
 
 @pytest.fixture

@@ -6,37 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from tiny import save_tiny
 
 from pidm_core import PIDMPipeline, UserError, load_image, read_json, read_keypoints
-from pidm_core.checkpoint import save_model
-from pidm_core.config import ModelConfig, PIDMConfig, SampleConfig
 from pidm_core.data import Record
 from pidm_core.datasets import People, read_people
 from pidm_core.evaluation import read_pictures
 from pidm_core.files import BAD_DATA, encode_png
-from pidm_core.model import PIDM
 from pidm_core.pair_images import choose_pairs, draw_pairs, write_truth
 from pidm_core.toy_market import make
 from tools.render_pairs import main
 
-TINY = ModelConfig(
-    size=(32, 16), patch=2, channels=32, channel_mults=(1, 2), blocks_per_level=1,
-    texture_factors=(2, 4),
-)  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("run") / "model"
-    network = PIDM(TINY)
-    for parameter in network.parameters():  # what starts as zero would hide the conditions
-        torch.nn.init.normal_(parameter, std=0.05)
-    config = PIDMConfig(model=TINY, sample=SampleConfig(steps=2, batch_size=4))
-    save_model(folder, network.state_dict(), config, card="test")
-    return str(folder)
+    return save_tiny(tmp_path_factory.mktemp("run") / "model")
 
 
 @pytest.fixture

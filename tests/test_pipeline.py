@@ -7,16 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import TINY
 
 from pidm_core import UserError
-from pidm_core.config import DiffusionConfig, ModelConfig, SampleConfig
+from pidm_core.config import DiffusionConfig, SampleConfig
 from pidm_core.hardware import place
 from pidm_core.pipeline import PIDMPipeline, slerp
-
-TINY = ModelConfig(
-    size=(32, 16), patch=2, channels=32, channel_mults=(1, 2), blocks_per_level=1,
-    texture_factors=(2, 4),
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

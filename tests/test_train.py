@@ -13,20 +13,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from people import draw_person, make_market
 from safetensors.torch import load_file
+from tiny import TINY
 
-from pidm_core import PIDMConfig, PIDMPipeline, UserError, load_config, save_config
-from pidm_core.config import DiffusionConfig, ModelConfig, SampleConfig, TrainConfig
+import pidm_core.train as pidm_train
+from pidm_core import (
+    PIDMConfig,
+    PIDMPipeline,
+    UserError,
+    encode_jpeg,
+    load_config,
+    read_json,
+    save_config,
+    sha256,
+)
+from pidm_core.config import DiffusionConfig, SampleConfig, TrainConfig
 from pidm_core.diffusion import Diffusion, sample_images
 from pidm_core.files import TERMINATED
 from pidm_core.hardware import place
+from pidm_core.seen import read_seen
 from pidm_core.state import State, learning_rate
 from pidm_core.train import HybridLoss, train
-
-TINY = ModelConfig(
-    size=(32, 16), patch=2, channels=32, channel_mults=(1, 2), blocks_per_level=1,
-    texture_factors=(2, 4),
-)  # fmt: skip
 
 
 @pytest.fixture
@@ -80,6 +88,65 @@ def test_a_run_starts_from_another_models_weights(config: PIDMConfig, tmp_path: 
     second = finish(dataclasses.replace(config, train=options), tmp_path / "second")
     first = load_file(tmp_path / "first" / "model" / "model.safetensors")
     assert all(torch.equal(second[name], value) for name, value in first.items())
+
+
+def judged(config: PIDMConfig, **options: object) -> PIDMConfig:
+    """Two of the six people withheld, judged after every second step."""
+    train = dataclasses.replace(config.train, withhold=0.3, save_every=2, **options)  # type: ignore[arg-type]
+    return dataclasses.replace(config, train=train)
+
+
+def test_the_model_kept_is_the_one_that_denoises_withheld_people_best(
+    config: PIDMConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = {2: 0.5, 4: 0.3, 6: 0.4, 8: 0.6, 10: 0.1}
+    losses = iter(script.values())
+    monkeypatch.setattr(pidm_train._Judge, "loss", lambda self: next(losses))
+    config = judged(config, steps=10, patience=2)
+    assert [progress.step for progress in train(config, tmp_path)][-1] == 8  # 6 and 8 were worse
+    assert read_json(tmp_path / "withheld.json") == {"2": 0.5, "4": 0.3, "6": 0.4, "8": 0.6}
+    assert "4 steps" in (tmp_path / "model" / "README.md").read_text()
+    assert list(train(config, tmp_path)) == []  # it stays ended
+
+
+def test_withheld_people_are_judged_alike_every_time(config: PIDMConfig, tmp_path: Path) -> None:
+    config = judged(config)
+    finish(config, tmp_path / "straight")
+    for progress in train(config, tmp_path / "cut"):
+        if progress.step == 3:
+            break
+    finish(config, tmp_path / "cut")
+    straight, cut = (read_json(tmp_path / run / "withheld.json") for run in ("straight", "cut"))
+    assert straight == cut
+    assert list(straight) == ["2", "4", "6"]
+    assert all(0.1 < loss < 3 for loss in straight.values())  # of noise with variance 1
+
+
+def test_seen_json_names_the_images_trained_on_and_those_of_the_model_begun_with(
+    config: PIDMConfig, market: Path, tmp_path: Path
+) -> None:
+    finish(judged(config), tmp_path / "first")
+    (first,) = read_seen(tmp_path / "first") or []
+    folder = market / "market1501" / "bounding_box_train"
+    assert set(first.images) <= {path.name for path in folder.iterdir()}
+    assert {name[:4] for name in first.images} == {f"{2 * k:04d}" for k in range(1, 7)}
+    name = min(first.images)
+    assert first.images[name] == sha256(folder / name)[:16]
+    options = dataclasses.replace(config.train, init=str(tmp_path / "first" / "model"))
+    finish(dataclasses.replace(config, train=options), tmp_path / "second")
+    assert (read_seen(tmp_path / "second") or [])[0] == first
+    assert len(read_seen(tmp_path / "second") or []) == 2
+
+
+def test_a_run_does_not_go_on_with_other_images(config: PIDMConfig, tmp_path: Path) -> None:
+    data = make_market(tmp_path / "people")
+    config = dataclasses.replace(config, data=str(data))
+    finish(config, tmp_path / "run")
+    image = data / "market1501/bounding_box_train/0002_c1s1_000000_00.jpg"
+    image.write_bytes(encode_jpeg(draw_person(99, 0)))
+    more = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=7))
+    with pytest.raises(UserError, match=r"1 images, such as 0002_c1s1_000000_00.jpg, are not"):
+        next(train(more, tmp_path / "run"))
 
 
 def test_sigterm_finishes_the_step_and_saves(config: PIDMConfig, tmp_path: Path) -> None:

@@ -235,27 +235,28 @@ def test_junk_and_distractors_are_not_shown_as_real(people: Path, tmp_path: Path
     assert len(real) == 30
 
 
-def test_a_source_may_have_the_mark_of_a_pair_in_its_name(people: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "target", "forms"),
+    [
+        ("a_2_{}", "b", ("{source}.png_2_b_vis",)),  # a source with the mark of a pair in its name
+        (
+            "s_visit{}",
+            "t",
+            ("{source}_2_t_vis_1", "{source}.png___t.png_vis", "{source}_to_t"),
+        ),
+    ],
+)
+def test_sets_are_read_from_names_of_other_forms(
+    people: Path, tmp_path: Path, source: str, target: str, forms: tuple[str, ...]
+) -> None:
     image = next((people / "PIDM").iterdir()).read_bytes()
     for number in range(30):
-        write_bytes(tmp_path / f"sources/a_2_{number}.png", image)
+        name = source.format(number)
+        write_bytes(tmp_path / f"sources/{name}.png", image)
         for method in ("PIDM", "GFLA"):
-            write_bytes(tmp_path / f"{method}/a_2_{number}.png_2_b_vis.png", image)
-    write_bytes(tmp_path / "truth/b.png", image)
-    methods = {name: tmp_path / name for name in ("PIDM", "GFLA")}
-    folders = {"sources": tmp_path / "sources", "truth": tmp_path / "truth"}
-    key = build_study(people / "market1501/bounding_box_train", methods, **folders)[1]
-    assert len(key.sets) == SETS
-
-
-def test_sets_are_read_from_names_of_other_forms(people: Path, tmp_path: Path) -> None:
-    image = next((people / "PIDM").iterdir()).read_bytes()
-    forms = ("s_visit{}_2_t_vis_1", "s_visit{}.png___t.png_vis", "s_visit{}_to_t")
-    for number in range(30):
-        write_bytes(tmp_path / f"sources/s_visit{number}.png", image)
-        for method in ("PIDM", "GFLA"):
-            write_bytes(tmp_path / f"{method}/{forms[number % 3].format(number)}.png", image)
-    write_bytes(tmp_path / "truth/t.png", image)
+            pair = forms[number % len(forms)].format(source=name)
+            write_bytes(tmp_path / f"{method}/{pair}.png", image)
+    write_bytes(tmp_path / f"truth/{target}.png", image)
     methods = {name: tmp_path / name for name in ("PIDM", "GFLA")}
     folders = {"sources": tmp_path / "sources", "truth": tmp_path / "truth"}
     key = build_study(people / "market1501/bounding_box_train", methods, **folders)[1]

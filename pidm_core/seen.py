@@ -1,0 +1,63 @@
+"""seen.json: which images a generator was trained on, by name and content, data set by data set.
+
+A score on people that the generator has seen says nothing, and a folder's name proves nothing:
+so every run writes down the images it uses, those of the model it started from before its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from pidm_core.checkpoint import ASSETS
+from pidm_core.config import PIDMConfig, from_dict
+from pidm_core.data import Record
+from pidm_core.files import BAD_DATA, UserError, read_json, sha256, write_json
+
+FILE = "seen.json"
+DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The images of one data set that a generator was trained on."""
+
+    data: str  # name of its folder
+    kind: Literal["drawn", "real", "unknown"]  # unknown: a model that came without seen.json
+    images: dict[str, str]  # file name -> content_key of the file
+
+
+def content_key(path: Path) -> str:
+    """What tells a file's content from another's: the first 16 hexadecimal digits of SHA-256."""
+    return sha256(path)[:DIGITS]
+
+
+def read_seen(model: str | Path) -> list[Seen] | None:
+    """What a run folder, model folder or bundled model has seen; None if that is not known."""
+    for folder in (ASSETS / str(model), Path(model), Path(model).parent):
+        if (folder / FILE).is_file():
+            return _read(folder / FILE)
+    return None
+
+
+def write_seen(run: Path, config: PIDMConfig, records: Iterable[Record]) -> None:
+    """Write a run's seen.json; UserError (BAD_DATA) if one of other images is there."""
+    images = {record.name: content_key(record.path) for record in records}
+    drawn = any(Path(config.data).glob("**/toy_market.json"))
+    seen = [Seen(Path(config.data).resolve().name, "drawn" if drawn else "real", images)]
+    if start := config.train.init:
+        seen = (read_seen(start) or [Seen(Path(start).name, "unknown", {})]) + seen
+    if (run / FILE).is_file() and (old := _read(run / FILE)[-1].images) != images:
+        changed = dict(old.items() ^ images.items())
+        raise UserError(
+            f"{config.data}: {len(changed)} images, such as {min(changed)}, are not those that "
+            f"{run} was begun with; restore them, or train anew in another folder",
+            BAD_DATA,
+        )
+    write_json(run / FILE, [asdict(entry) for entry in seen])
+
+
+def _read(path: Path) -> list[Seen]:
+    return [from_dict(Seen, entry, f"{path}: ") for entry in read_json(path)]

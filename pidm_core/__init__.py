@@ -122,6 +122,15 @@ if TYPE_CHECKING:
     from pidm_core.pipeline import PIDMPipeline as PIDMPipeline
     from pidm_core.pose import skeleton as skeleton
     from pidm_core.progress import track as track
+    from pidm_core.seen import (
+        Seen as Seen,
+    )
+    from pidm_core.seen import (
+        content_key as content_key,
+    )
+    from pidm_core.seen import (
+        read_seen as read_seen,
+    )
     from pidm_core.weight_files import read_weights as read_weights
 
 __version__ = "0.1.0"
@@ -136,10 +145,12 @@ _HOME = {
     "Record": "data",
     "SKIPPED": "files",
     "Sampling": "config",
+    "Seen": "seen",
     "TERMINATED": "files",
     "USAGE": "files",
     "UserError": "files",
     "check_frame": "data",
+    "content_key": "seen",
     "decode_image": "files",
     "encode_jpeg": "files",
     "encode_png": "files",
@@ -156,6 +167,7 @@ _HOME = {
     "read_json": "files",
     "read_keypoints": "keypoints",
     "read_market1501": "data",
+    "read_seen": "seen",
     "read_weights": "weight_files",
     "rescale": "keypoints",
     "run": "files",

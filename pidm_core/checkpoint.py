@@ -6,7 +6,6 @@ runs/<name>/model/                       config.json, model.safetensors, README.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pidm_core.config import (
@@ -64,14 +63,8 @@ def save_checkpoint(
     """
     home = run / "checkpoints"
     home.mkdir(parents=True, exist_ok=True)
-    files = {
-        f"{name}.safetensors": save_tensors(
-            {k: v.detach().cpu().contiguous() for k, v in part.items()}
-        )
-        for name, part in tensors.items()
-    }
-    files["state.json"] = json.dumps({"step": step, **state}, indent=2).encode()
-    need, free = sum(map(len, files.values())), shutil.disk_usage(home).free
+    need = sum(value.nbytes for part in tensors.values() for value in part.values())
+    free = shutil.disk_usage(home).free
     if free < 1.1 * need:
         raise UserError(
             f"{home}: a checkpoint needs {need >> 20} MiB and only {free >> 20} MiB are free; "
@@ -80,10 +73,12 @@ def save_checkpoint(
         )
     folder, final = home / f".tmp-{uuid.uuid4().hex[:8]}", home / f"step_{step:08d}"
     try:
-        for name, data in files.items():
-            write_bytes(folder / name, data)
+        for name, part in tensors.items():
+            write_tensors(folder / f"{name}.safetensors", part)
+        write_json(folder / "state.json", {"step": step, **state})
         manifest = {
-            name: {"bytes": len(data), "sha256": sha256(data)} for name, data in files.items()
+            path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            for path in sorted(folder.iterdir())
         }
         write_json(folder / "manifest.json", {"step": step, "files": manifest})
         _sync(folder)
@@ -116,16 +111,32 @@ def _read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, 
     tensors: dict[str, dict[str, Tensor]] = {}
     for name, entry in read_json(folder / "manifest.json")["files"].items():
         path = folder / name
-        data = path.read_bytes() if path.is_file() else b""
-        if sha256(data) != entry["sha256"]:
+        if not path.is_file() or sha256(path) != entry["sha256"]:
             raise UserError(f"{path}: missing or altered, its checksum differs", BAD_DATA)
         if path.suffix == ".safetensors":
-            tensors[path.stem] = load_tensors(data)
+            tensors[path.stem] = load_file(path)
     return read_json(folder / "state.json"), tensors
 
 
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write safetensors whole or not at all, never twice in memory: training may have filled it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}")
+    try:
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata
+        )
+        _sync(temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     os.fsync(handle)
     os.close(handle)
 
@@ -142,11 +153,11 @@ def save_model(
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write a model folder: config.json, model.safetensors in `dtype`, README.md (the card)."""
-    weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in state.items()}
-    data = save_tensors(weights, metadata={"format": "pt"})
+    path = folder / "model.safetensors"
+    weights = {name: value.detach().to(dtype) for name, value in state.items()}
+    write_tensors(path, weights, {"format": "pt"})
     sections = {name: to_dict(getattr(config, name)) for name in ("model", "diffusion", "sample")}
-    write_bytes(folder / "model.safetensors", data)
-    write_json(folder / "config.json", {"weights_sha256": sha256(data), **sections})
+    write_json(folder / "config.json", {"weights_sha256": sha256(path), **sections})
     write_bytes(folder / "README.md", card.encode())
 
 

@@ -47,6 +47,41 @@ class StudentConfig:
 
 
 @dataclass(frozen=True)
+class FinetunePolicy:
+    """How the rows with generated images are fine-tuned; same steps in every case."""
+
+    start: Literal["standard", "scratch"] = "standard"
+    """From the Standard network, or anew; holds for Standard-same-steps as well."""
+    half_real: bool = False
+    """Fill every batch half with real and half with generated images."""
+    real_last: float = 0.0
+    """Share of the iterations, at the end, on the real images alone (0-1)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.real_last < 1:
+            raise UserError(f"real_last: {self.real_last:g} is not a share below 1")
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """Which of the generated images are kept: twice as many are drawn, the better half stays."""
+
+    unlike: float = 0.05
+    """Share of a person's real images that lie below the threshold of likeness (0-1)."""
+    copy: float = 0.99
+    """Share of the real images that lie below the threshold of a copy (0-1)."""
+    pose_weight: float = 0.05
+    """What a new pose counts beside likeness (0: nothing)."""
+    network: Stage = field(default_factory=lambda: Stage(steps=12_000))
+    """The training of each of the two networks that judge, one by the people of the other."""
+
+    def __post_init__(self) -> None:
+        for name in ("unlike", "copy"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"selection.{name}: {getattr(self, name):g} is not between 0 and 1")
+
+
+@dataclass(frozen=True)
 class ReidTable:
     """A table: every row at every ratio with every seed."""
 
@@ -57,23 +92,36 @@ class ReidTable:
     keypoints: str = ""
     """Keypoint file of the training images (default: the one beside them)."""
     run: str = ""
-    """Run folder or bundled model of the row PIDM (default: the newest run)."""
+    """Run folder or bundled model of the row PIDM-paper (default: the newest run)."""
+    strict: str = ""
+    """Configuration file by which PIDM-strict trains a generator on each D_tr alone."""
+    row: tuple[str, ...] = ()
+    """Further rows, NAME=FOLDER: images that another generator made."""
     ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
     """Shares of the real training images kept."""
     seeds: tuple[int, ...] = (0,)
     """Seeds; each fixes split, plan, initial weights and order."""
-    rows: tuple[str, ...] = ("Standard", "Standard-same-steps", "PIDM")
-    """Rows, from: Standard, Standard-same-steps, PIDM, oracle (drawn people only)."""
+    rows: tuple[str, ...] = ("Standard", "Standard-same-steps", "PIDM-paper")
+    """Rows: Standard, Standard-same-steps, Standard-same-steps-erasing, PIDM-paper, PIDM-strict,
+    PIDM-strict-selection, PIDM-strict-selection-erasing, real-instead, oracle (drawn people)."""
     per_image: int = 0
     """Generated images per real one (0: fill up to the size of the full training set)."""
     sample: Sampling = field(default_factory=Sampling)
     """How PIDM generates."""
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    """How the rows with selection choose."""
     student: StudentConfig = field(default_factory=StudentConfig)
     """The network that is trained."""
+    policy: FinetunePolicy = field(default_factory=FinetunePolicy)
+    """How it is fine-tuned."""
+    rerank: bool = False
+    """Report k-reciprocal re-ranking as well."""
     results: str = "results"
     """Folder of the results of all tables."""
     folders: str = "data"
     """Where the augmented folders are made."""
+    runs: str = "runs"
+    """Where the strict generators are trained."""
 
     def __post_init__(self) -> None:
         for key in ("ratios", "seeds", "rows"):

@@ -7,11 +7,12 @@ so a further row is one more entry of ROWS.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,8 +29,9 @@ from pidm_core import (
     track,
     write_json,
 )
-from pidm_reid import folder, generators, plan, retrieval
+from pidm_reid import folder, generators, leaks, plan, retrieval
 from pidm_reid.config import ReidTable
+from pidm_reid.imported import import_images
 from pidm_reid.synthesize import (
     Generator,
     Request,
@@ -44,31 +46,47 @@ if TYPE_CHECKING:
     from pidm_reid.finetune import Result
     from pidm_reid.weights import State
 
-SAME_STEPS = "Standard-same-steps"
+STANDARD, SAME_STEPS = "Standard", "Standard-same-steps"
+CANDIDATES = 2  # generated for each image that a selection keeps
 
 
 @dataclass(frozen=True)
 class Row:
     """What sets a row apart."""
 
-    train: Literal["real", "repeated", "augmented"]
-    generator: Callable[[ReidTable], Generator] | None = None
-
-
-def _pidm(table: ReidTable) -> Generator:
-    return generators.pidm(table.run, sampling=table.sample, data=Path(table.data))
-
-
-def _oracle(table: ReidTable) -> Generator:
-    return generators.oracle(Path(table.data))
+    train: Literal["real", "repeated", "more real", "augmented"]
+    source: str = ""  # of generated images: paper, strict, oracle, or a folder of images
+    selected: bool = False
+    erasing: bool = False  # random erasing while it is fine-tuned
 
 
 ROWS: Mapping[str, Row] = {
-    "Standard": Row("real"),
+    STANDARD: Row("real"),
     SAME_STEPS: Row("repeated"),
-    "PIDM": Row("augmented", _pidm),
-    "oracle": Row("augmented", _oracle),
+    "Standard-same-steps-erasing": Row("repeated", erasing=True),
+    "PIDM-paper": Row("augmented", "paper"),
+    "PIDM-strict": Row("augmented", "strict"),
+    "PIDM-strict-selection": Row("augmented", "strict", selected=True),
+    "PIDM-strict-selection-erasing": Row("augmented", "strict", selected=True, erasing=True),
+    "real-instead": Row("more real"),
+    "oracle": Row("augmented", "oracle"),
 }
+
+
+def rows(table: ReidTable) -> dict[str, Row]:
+    """The rows of a table, those first that others build on; UserError for an unknown one."""
+    for name in table.rows:
+        if name not in ROWS:
+            raise UserError(f"rows: '{name}' is none of {', '.join(ROWS)}")
+    found = {name: row for name, row in ROWS.items() if name in table.rows}
+    for text in table.row:
+        name, sign, images = text.partition("=")
+        if not (sign and name and images) or name in ROWS or not name.replace("-", "").isalnum():
+            raise UserError(f"row '{text}' is not NAME=FOLDER, with a name of its own, such as PTN")
+        if not Path(images).is_dir():
+            raise UserError(f"row {name}: {images}: no such folder")
+        found[name] = Row("augmented", images)
+    return found
 
 
 @dataclass(frozen=True)
@@ -90,14 +108,13 @@ class Cell:
 
 def cells(table: ReidTable) -> list[Cell]:
     """All cells, those first that others build on; UserError for a row that is not known."""
-    for name in table.rows:
-        if name not in ROWS:
-            raise UserError(f"rows: '{name}' is none of {', '.join(ROWS)}")
     for ratio in table.ratios:
         plan.check_ratio(ratio)
-    order = [name for name in ROWS if name in table.rows]
     return [
-        Cell(row, ratio, seed) for seed in table.seeds for ratio in table.ratios for row in order
+        Cell(row, ratio, seed)
+        for seed in table.seeds
+        for ratio in table.ratios
+        for row in rows(table)
     ]
 
 
@@ -118,20 +135,20 @@ def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
 
 
 def draw_sheet(table: ReidTable) -> Path | None:
-    """Write sheet.png for the first PIDM cell, with the oracle's images as the true ones."""
+    """Write sheet.png for the first cell of PIDM, with the oracle's images as the true ones."""
     from pidm_reid.sheet import write_sheet
 
-    cell = next((cell for cell in cells(table) if cell.row == "PIDM"), None)
+    bench = Bench(table)
+    pidm = (cell for cell in cells(table) if bench.rows[cell.row].source in ("paper", "strict"))
+    cell = next(pidm, None)
     if cell is None:
         return None
-    bench = Bench(table)
-    train = _folder(table, cell) / folder.BASE / folder.TRAIN
-    truth = _folder(table, replace(cell, row="oracle")) / folder.BASE / folder.TRAIN
+    truth = bench.folder(replace(cell, row="oracle")) / folder.BASE / folder.TRAIN
     path = Path(table.results) / table.name / "sheet.png"
     write_sheet(
         path,
         bench.work(cell).recipes,
-        generated=train,
+        generated=bench.folder(cell) / folder.BASE / folder.TRAIN,
         keypoints=read_keypoints(bench.keypoints),
         truth=truth if "oracle" in table.rows else None,
     )
@@ -140,20 +157,31 @@ def draw_sheet(table: ReidTable) -> Path | None:
 
 def outlook(table: ReidTable) -> list[str]:
     """What `run_table` would do, one line per cell, and what it would cost."""
-    lines, passes = [], 0
-    bench = Bench(table)
-    student = table.student
+    from pidm_reid import finetune
+
+    bench, student = Bench(table), table.student
+    lines, passes, images, mebibytes = [], 0, 0, 0.0
     for cell in cells(table):
-        work = bench.work(cell)
-        stage = student.standard if ROWS[cell.row].train == "real" else student.finetune
+        work, row = bench.work(cell), bench.rows[cell.row]
+        stage = student.standard if row.train == "real" else student.finetune
         done = cell.path(table).is_file()
-        passes += 0 if done else stage.steps * student.batch_size
-        synthetic = len(work.recipes) if ROWS[cell.row].train == "augmented" else 0
+        synthetic = len(work.recipes) if row.train == "augmented" else 0
+        if not done:
+            passes += stage.steps * student.batch_size
+            passes += 2 * table.selection.network.steps * student.batch_size * row.selected
+            images += synthetic * (CANDIDATES if row.selected else 1)
+            size = np.mean([record.path.stat().st_size for record in work.real])
+            mebibytes += synthetic * float(size) / 2**20 + 94 * (row.train == "real")
         lines.append(
-            f"{'done' if done else 'to do':5}  {cell.row:20} {cell.ratio:.0%}  seed {cell.seed}  "
+            f"{'done' if done else 'to do':5}  {cell.row:29} {cell.ratio:.0%}  seed {cell.seed}  "
             f"{len(work.real):,} real + {synthetic:,} synthetic images, {stage.steps:,} steps"
         )
-    return [*lines, f"in all {passes:,} ResNet50 training image passes"]
+    hours = passes / 3600 / finetune.measure_speed(student) if passes else 0.0
+    return [
+        *lines,
+        f"in all {passes:,} ResNet50 training image passes, about {hours:.1f} hours here, besides "
+        f"{images:,} images to generate and the strict generators; {mebibytes:,.0f} MiB",
+    ]
 
 
 def _refuse_changes(path: Path, old: Any, new: Any) -> None:
@@ -171,25 +199,42 @@ class Bench:
     """What the cells of one table share: plans, generators, the Standard networks."""
 
     def __init__(self, table: ReidTable) -> None:
-        self.table = table
+        self.table, self.rows = table, {**ROWS, **rows(table)}
         self.keypoints = Path(table.keypoints or find_keypoints(table.data))
-        self._works: dict[tuple[float, int], Work] = {}
-        self.generator = functools.cache(self._generator)
+        self.work = functools.cache(self._work)
+        self.paper = functools.cache(self._paper)
 
-    def work(self, cell: Cell) -> Work:
+    @functools.cached_property
+    def contents(self) -> leaks.Contents:
+        """The data set's images, hashed; UserError if a test image is a training image too."""
+        return leaks.read_contents(self.table.data)
+
+    def _work(self, cell: Cell, times: int = 1) -> Work:
         """The plan of a ratio and a seed, the same for all rows."""
-        key = cell.ratio, cell.seed
-        if key not in self._works:
-            self._works[key] = prepare(
-                Request(
-                    data=Path(self.table.data),
-                    keypoints=self.keypoints,
-                    ratio=cell.ratio,
-                    seed=cell.seed,
-                    per_image=self.table.per_image,
-                )
+        if cell.row:
+            return self.work(replace(cell, row=""), times)
+        table = self.table
+        return prepare(
+            Request(
+                data=Path(table.data),
+                keypoints=self.keypoints,
+                ratio=cell.ratio,
+                seed=cell.seed,
+                per_image=table.per_image,
+                times=times,
+                policy=table.plan,
             )
-        return self._works[key]
+        )
+
+    def more_real(self, cell: Cell) -> list[Path]:
+        """Withheld real images of the same people, as many as the plan generates."""
+        work = self.work(cell)
+        ratio = min(1.0, (len(work.real) + len(work.recipes)) / work.split["full_images"])
+        request = Request(Path(self.table.data), self.keypoints, ratio, cell.seed, per_image=1)
+        known = {record.name for record in work.real}
+        return [r.path for r in prepare(request).real if r.name not in known]
+
+    # ------------------------------------------------------------ what decides a result
 
     def configuration(self, cell: Cell) -> dict[str, Any]:
         """Everything that decides a cell's result; of two equal ones the second is not run."""
@@ -199,7 +244,7 @@ class Bench:
         finetune = student.pop("finetune")
         del student["workers"]
         student["weights"] = describe_weights(self.table.student.weights)
-        work = self.work(cell)
+        work, row = self.work(cell), self.rows[cell.row]
         values: dict[str, Any] = {
             "row": cell.row,
             "ratio": cell.ratio,
@@ -207,73 +252,189 @@ class Bench:
             "data": {key: work.split[key] for key in ("content", "full_images", "identities")},
             "student": student,
         }
-        row = ROWS[cell.row]
         if row.train != "real":
-            values["finetune"] = finetune
+            values["finetune"] = {**finetune, "erasing": row.erasing}
+            if self.table.policy.start == "scratch":
+                values["finetune"]["start"] = "scratch"
             values["entries"] = len(work.real) + len(work.recipes)
-        if row.generator:
-            generator = self.generator(cell.row)
-            values["plan"] = work.split["plan"]
-            values["renderer"] = generator.fingerprint
-            values["settings"] = dict(generator.settings)
+        if row.train == "augmented":
+            policy = to_dict(self.table.policy)
+            values["finetune"] |= {key: policy[key] for key in ("half_real", "real_last")}
+            values |= {"plan": work.split["plan"], **self._generator_configuration(cell)}
         return values
+
+    def _generator_configuration(self, cell: Cell) -> dict[str, Any]:
+        row, table = self.rows[cell.row], self.table
+        if row.source not in ("paper", "strict", "oracle"):
+            images = {p.name: sha256(p) for p in sorted(Path(row.source).iterdir()) if p.is_file()}
+            return {"images": plan.fingerprint(images)}
+        if row.source == "strict":  # it need not be there yet, and follows from these
+            from pidm_reid.strict import strict_config
+
+            values: dict[str, Any] = {
+                "generator": to_dict(strict_config(table.strict, seed=cell.seed)),
+                "settings": table.sample.changes(),
+            }
+        else:
+            generator = self.generator(cell)
+            values = {"renderer": generator.fingerprint, "settings": dict(generator.settings)}
+        if row.selected:
+            values["selection"] = to_dict(table.selection)
+        return values
+
+    # ------------------------------------------------------------ doing it
 
     def run(self, cell: Cell, configuration: dict[str, Any]) -> dict[str, Any]:
         """Generate, train and test; the content of result.json."""
         from pidm_reid import finetune, weights
 
-        work, row, student = self.work(cell), ROWS[cell.row], self.table.student
-        test = finetune.read_test(self.table.data)
-        real = finetune.train_list(record.path for record in work.real)
-        synthetic, seconds = self._synthetic(cell)
-        label = f"{cell.row}, {cell.ratio:.0%}, seed {cell.seed}"
-        if row.train == "real":
-            state, result = finetune.train_and_test(
-                real, test, config=student, stage=student.standard, seed=cell.seed, label=label
-            )
+        table, row, work = self.table, self.rows[cell.row], self.work(cell)
+        student, anew = table.student, table.policy.start == "scratch"
+        test = finetune.read_test(table.data)
+        leaks.check(self.contents)
+        made = self._images(cell)
+        items = finetune.train_list([*(r.path for r in work.real), *made.real], made.synthetic)
+        if row.train == "repeated":
+            items = finetune.repeated(items, configuration["entries"], seed=cell.seed)
+        first = row.train == "real"
+        augmented = row.train == "augmented"
+        state, result = finetune.train_and_test(
+            items,
+            test,
+            config=student,
+            stage=student.standard if first else student.finetune,
+            seed=cell.seed,
+            start=None if first or anew else self._standard(cell),
+            how=finetune.How(
+                erasing=row.erasing,
+                half_real=augmented and table.policy.half_real,
+                real_last=table.policy.real_last if augmented else 0.0,
+            ),
+            rerank=table.rerank,
+            label=f"{cell.row}, {cell.ratio:.0%}, seed {cell.seed}",
+        )
+        if first:
             weights.save_state(self._standard_path(cell), state)
-        else:
-            items = finetune.train_list((r.path for r in work.real), synthetic)
-            if row.train == "repeated":
-                items = finetune.repeated(real, configuration["entries"], seed=cell.seed)
-            _, result = finetune.train_and_test(
-                items,
-                test,
-                config=student,
-                stage=student.finetune,
-                seed=cell.seed,
-                start=self._standard(cell),
-                label=label,
-            )
-        values = self._result(cell, result, synthetic=len(synthetic), seconds=seconds)
-        pids = np.array([record.pid for record in test.query])
         return {
-            **values,
+            **self._result(cell, result, made=made, before=0 if first or anew else 1),
             "weights": configuration["student"]["weights"],
-            "left_out": work.broken,
-            "by_person": retrieval.by_person(result.ranking, pids),
+            "left_out": work.broken + made.left_out,
             "configuration": configuration,
         }
 
-    def _generator(self, row: str) -> Generator:
-        make = ROWS[row].generator
-        assert make is not None
-        return make(self.table)
+    def generator(self, cell: Cell) -> Generator:
+        """What generates the images of a row; a strict one is trained as far as it is not."""
+        source, table, work = self.rows[cell.row].source, self.table, self.work(cell)
+        if source == "oracle":
+            return generators.oracle(Path(table.data))
+        if source == "paper":
+            run = table.run or generators.newest_run()
+            return replace(self.paper(run), saw=self._saw(run, work))
+        from pidm_reid import strict
 
-    def _synthetic(self, cell: Cell) -> tuple[list[Path], float]:
-        """Render the cell's images as far as they are not there; their paths, and the time."""
-        if not ROWS[cell.row].generator:
-            return [], 0.0
-        table, work, generator = self.table, self.work(cell), self.generator(cell.row)
-        out = _folder(table, cell)
-        begin = time.perf_counter()
+        run = str(self.strict_run(cell))
+        config = strict.strict_config(table.strict, seed=cell.seed)
+        strict.train_strict(work, self.keypoints, config, Path(run))
+        saw = self._saw(run, work)
+        if not saw.endswith("D_tr"):
+            raise UserError(f"{run}: a strict generator that saw {saw}")
+        return generators.pidm(run, sampling=table.sample, saw=saw)
+
+    def strict_run(self, cell: Cell) -> Path:
+        """The run folder of the strict generator of a D_tr."""
+        name = f"{self.table.name}_strict{100 * cell.ratio:g}_seed{cell.seed}"
+        return Path(self.table.runs) / name
+
+    def _paper(self, run: str) -> Generator:
+        return generators.pidm(run, sampling=self.table.sample)
+
+    def _saw(self, run: str, work: Work) -> str:
+        return leaks.generator_saw(run, self.contents, real=work.split["real"])
+
+    def folder(self, cell: Cell) -> Path:
+        """The augmented folder of a cell."""
+        row, table = self.rows[cell.row], self.table
+        kind = {"paper": "pidm", "strict": "strict", "oracle": "oracle"}.get(row.source)
+        kind = (kind or cell.row.lower()) + "_candidates" * row.selected
+        return Path(table.folders) / folder_name(
+            table.data, kind=kind, ratio=cell.ratio, seed=cell.seed
+        )
+
+    def _images(self, cell: Cell) -> Made:
+        """What a cell trains on besides D_tr, made as far as it is not there."""
+        row, begin = self.rows[cell.row], time.perf_counter()
+        if row.train == "more real":
+            return Made(real=self.more_real(cell))
+        if row.train != "augmented":
+            return Made()
+        if row.source not in ("paper", "strict", "oracle"):
+            return self._imported(cell)
+        work = self.work(cell, CANDIDATES if row.selected else 1)
+        out, generator = self.folder(cell), self.generator(cell)
+        trained = time.perf_counter()
         todo = start(work, generator, out)
         batches = synthesize(work, generator, out)
         for _ in track(batches, total=len(todo), label=f"synthesize {out}", unit="images"):
             pass
-        augmented = folder.read_augmented(out)
-        paths = [augmented.train_folder / recipe.file_name for recipe in work.recipes]
-        return paths, time.perf_counter() - begin
+        names, made = [recipe.file_name for recipe in work.recipes], time.perf_counter()
+        if row.selected:
+            names = self._selected(cell, work, out)
+        images = folder.read_augmented(out).train_folder
+        return Made(
+            synthetic=[images / name for name in names],
+            saw=generator.saw,
+            synthesis_seconds=made - trained,
+            selection_seconds=time.perf_counter() - made,
+            generator_seconds=self._generator_seconds(cell),
+        )
+
+    def _generator_seconds(self, cell: Cell) -> float:
+        from pidm_reid.strict import training_seconds
+
+        source = self.rows[cell.row].source
+        if source == "oracle":
+            return 0.0
+        run = self.strict_run(cell) if source == "strict" else Path(self.table.run)
+        return training_seconds(run)
+
+    def _selected(self, cell: Cell, work: Work, out: Path) -> list[str]:
+        """Names of the images that the selection keeps; it is done once for all rows."""
+        from pidm_reid import scoring
+
+        note = out / "selection.json"
+        student = to_dict(self.table.student)
+        asked = {
+            "selection": to_dict(self.table.selection),
+            "student": {k: student[k] for k in ("height", "width", "batch_size", "weights")},
+            "plan": work.split["plan"],
+        }
+        if not (note.is_file() and read_json(note) == asked):
+            choices = scoring.choose(
+                work,
+                out / folder.BASE / folder.TRAIN,
+                keep=self.work(cell).recipes,
+                student=self.table.student,
+                config=self.table.selection,
+                seed=cell.seed,
+            )
+            scoring.write_choices(out, choices)
+            write_json(note, asked)
+        return [choice.file_name for choice in scoring.read_choices(out) if choice.kept]
+
+    def _imported(self, cell: Cell) -> Made:
+        """Another generator's images, of them at most as many as the plan has."""
+        work, out = self.work(cell), self.folder(cell)
+        images = Path(self.rows[cell.row].source)
+        left_out = [line for line in import_images(work, images, out) if line]
+        taken = folder.read_augmented(out)
+        if not taken.synthetic:
+            raise UserError(f"{images}: none of its images can be used; {left_out[0]}")
+        chosen = plan.shuffled(taken.synthetic, seed=cell.seed, key=str)[: len(work.recipes)]
+        return Made(
+            synthetic=[taken.train_folder / name for name in chosen],
+            saw="unknown",
+            left_out=left_out,
+        )
 
     def _standard(self, cell: Cell) -> State:
         """The weights that Standard left, or trained now if it is not among the rows."""
@@ -281,27 +442,19 @@ class Bench:
 
         path = self._standard_path(cell)
         if not path.is_file():
-            standard = replace(cell, row="Standard")
+            standard = replace(cell, row=STANDARD)
             result = self.run(standard, self.configuration(standard))
             write_json(standard.path(self.table), result)
         return weights.load_state(path)
 
     def _standard_path(self, cell: Cell) -> Path:
-        standard = self.configuration(replace(cell, row="Standard"))
+        standard = self.configuration(replace(cell, row=STANDARD))
         key = sha256(repr(sorted(standard.items())).encode())[:12]
         return cell.path(self.table).parents[1] / "standard" / f"{key}.safetensors"
 
-    def _result(
-        self,
-        cell: Cell,
-        result: Result,
-        *,
-        synthetic: int,
-        seconds: float,
-    ) -> dict[str, Any]:
+    def _result(self, cell: Cell, result: Result, *, made: Made, before: int) -> dict[str, Any]:
         student, ranking = self.table.student, result.ranking
-        before = 0 if ROWS[cell.row].train == "real" else student.standard.steps
-        saw = self.generator(cell.row).saw if ROWS[cell.row].generator else "-"
+        real = len(self.work(cell).real) + len(made.real)
         return {
             "row": cell.row,
             "ratio": cell.ratio,
@@ -309,14 +462,15 @@ class Bench:
             "mAP": ranking.mAP,
             "mINP": ranking.mINP,
             "cmc": {str(k): ranking.rank(k) for k in (1, 5, 10, 20)},
-            "generator_saw": saw,
+            "generator_saw": made.saw,
             "images": {
                 "entries": result.images,
-                "real": len(self.work(cell).real),
-                "synthetic": synthetic,
+                "real": real,
+                "synthetic": len(made.synthetic),
                 "people": result.people,
             },
-            "steps": before + result.steps,
+            "distinct_images": real + len(made.synthetic),
+            "steps": before * student.standard.steps + result.steps,
             "precision": result.precision,
             "training": {"loss": result.loss, "accuracy": result.accuracy},
             "counts": {
@@ -326,17 +480,30 @@ class Bench:
             "cost": {
                 "train_seconds": result.train_seconds,
                 "test_seconds": result.test_seconds,
-                "synthesis_seconds": seconds,
+                "synthesis_seconds": made.synthesis_seconds,
+                "selection_seconds": made.selection_seconds,
+                "generator_seconds": made.generator_seconds,
                 "images_per_s": result.images_per_s,
             },
+            "by_person": result.by_person,
+            "by_camera": result.by_camera,
+            "by_orientation": result.by_orientation,
+            **({"reranked": result.reranked} if result.reranked else {}),
             "versions": versions(),
         }
 
 
-def _folder(table: ReidTable, cell: Cell) -> Path:
-    """The augmented folder of a cell."""
-    name = folder_name(table.data, kind=cell.row.lower(), ratio=cell.ratio, seed=cell.seed)
-    return Path(table.folders) / name
+@dataclass(frozen=True)
+class Made:
+    """What a cell trains on besides D_tr, and what it took to make."""
+
+    synthetic: Sequence[Path] = ()
+    real: Sequence[Path] = ()
+    saw: str = "-"
+    left_out: list[str] = dataclasses.field(default_factory=list)
+    synthesis_seconds: float = 0.0
+    selection_seconds: float = 0.0
+    generator_seconds: float = 0.0
 
 
 def versions() -> dict[str, str]:

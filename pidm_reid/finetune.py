@@ -27,7 +27,7 @@ from pidm_core import (
 )
 from pidm_reid import compat, retrieval
 from pidm_reid.config import Stage, StudentConfig
-from pidm_reid.dataset import Item, check_images, entries, person
+from pidm_reid.dataset import REAL, SYNTHETIC, Item, check_images, entries, person
 from pidm_reid.folder import GALLERY, QUERY
 from pidm_reid.plan import shuffled
 from pidm_reid.weights import State, backbone, describe_weights, imagenet_file
@@ -119,6 +119,15 @@ def iterate(engine: FastSoftmaxEngine, steps: int) -> Iterator[dict[str, float]]
 # ---------------------------------------------------------------- one stage
 
 
+@dataclass(frozen=True)
+class How:
+    """What may differ between two trainings on the same list."""
+
+    erasing: bool = False  # random erasing beside random flip and crop
+    half_real: bool = False  # every batch half real, half synthetic (RandomDatasetSampler)
+    real_last: float = 0.0  # share of the iterations, at the end, on the real images alone
+
+
 def train_and_test(
     train: Sequence[Item],
     test: TestSet,
@@ -127,6 +136,7 @@ def train_and_test(
     stage: Stage,
     seed: int,
     start: State | None = None,
+    how: How | None = None,
     label: str = "ResNet50",
 ) -> tuple[State, Result]:
     """Train from `start` (None: ImageNet or random weights) and test; (weights, figures).
@@ -134,27 +144,19 @@ def train_and_test(
     The same arguments give the same weights on the same machine with the same thread count.
     """
     _check_people(train, test)
-    check_images({item[0] for item in train})
     check_images(str(record.path) for record in (*test.query, *test.gallery))
-    torchreid.utils.set_random_seed(seed)
-    manager = make_manager(train, test, config=config)
-    batches = len(manager.train_loader)
-    if not batches:
-        raise UserError(
-            f"{len(train)} training images are fewer than one batch of {config.batch_size}; "
-            "give a smaller batch_size"
-        )
-    model, weights = _make_model(manager.num_train_pids, config=config, start=start)
-    engine = _make_engine(manager, model, config=config, stage=stage)
     begin = time.perf_counter()
-    history = _run(engine, stage.steps, label=label, batch=config.batch_size)
+    engine, history, weights = _train(
+        train, test, config=config, stage=stage, seed=seed, start=start, how=how or How(),
+        label=label,
+    )  # fmt: skip
     trained = time.perf_counter()
     ranking = test_network(engine, test)
     tail = history[-max(1, len(history) // 10) :]
     result = Result(
         ranking=ranking,
         images=len(train),
-        people=manager.num_train_pids,
+        people=engine.datamanager.num_train_pids,
         steps=stage.steps,
         loss=float(np.mean([figures["loss"] for figures in tail])),
         accuracy=float(np.mean([figures["acc"] for figures in tail])) / 100,
@@ -164,7 +166,55 @@ def train_and_test(
         weights=weights,
         precision="bf16" if engine.bf16 else "fp32",
     )
-    return {name: value.cpu() for name, value in model.state_dict().items()}, result
+    return {name: value.cpu() for name, value in engine.model.state_dict().items()}, result
+
+
+def train_and_embed(
+    train: Sequence[Item],
+    images: Sequence[Record],
+    *,
+    config: StudentConfig,
+    stage: Stage,
+    seed: int,
+    label: str,
+) -> np.ndarray:
+    """Train from the first weights; features (N, 2048) of other images by that network."""
+    check_images(str(record.path) for record in images)
+    both = TestSet(list(images[:1]), list(images), 0)  # torchreid wants a query
+    engine, *_ = _train(
+        train, both, config=config, stage=stage, seed=seed, start=None, how=How(), label=label
+    )
+    engine.set_model_mode("eval")
+    (loaders,) = engine.test_loader.values()
+    return _features(engine, loaders["gallery"])
+
+
+def _train(
+    train: Sequence[Item],
+    test: TestSet,
+    *,
+    config: StudentConfig,
+    stage: Stage,
+    seed: int,
+    start: State | None,
+    how: How,
+    label: str,
+) -> tuple[FastSoftmaxEngine, list[dict[str, float]], str]:
+    """A trained engine, the figures of every iteration, and what the weights began as."""
+    check_images({item[0] for item in train})
+    torchreid.utils.set_random_seed(seed)
+    manager = make_manager(train, test, config=config, how=how)
+    model, weights = _make_model(manager.num_train_pids, config=config, start=start)
+    engine = _make_engine(manager, model, config=config, stage=stage)
+    last = round(how.real_last * stage.steps)
+    history = _run(engine, stage.steps - last, label=label, batch=config.batch_size)
+    if last:
+        real = [item for item in train if item[3] == REAL]
+        engine.train_loader = make_manager(
+            real, test, config=config, how=replace(how, half_real=False)
+        ).train_loader
+        history += _run(engine, last, label=f"{label}, real images", batch=config.batch_size)
+    return engine, history, weights
 
 
 def _run(
@@ -181,20 +231,42 @@ def _run(
     return history
 
 
-def make_manager(train: Sequence[Item], test: TestSet, *, config: StudentConfig) -> Any:
+def make_manager(
+    train: Sequence[Item], test: TestSet, *, config: StudentConfig, how: How | None = None
+) -> Any:
     """torchreid's ImageDataManager over lists of images."""
+    how = how or How()
+    if how.half_real:
+        _check_halves(train, config.batch_size)
     use_gpu = torch.cuda.is_available()
     with compat.registered(_listed(train, test)) as name, compat.quiet():
-        return torchreid.data.ImageDataManager(
+        manager = torchreid.data.ImageDataManager(
             sources=name,
             height=config.height,
             width=config.width,
-            transforms=["random_flip", "random_crop"],
+            transforms=["random_flip", "random_crop"] + ["random_erase"] * how.erasing,
             use_gpu=use_gpu,
             batch_size_train=config.batch_size,
             batch_size_test=100,
             workers=config.workers if config.workers >= 0 else 8 * use_gpu,
+            train_sampler="RandomDatasetSampler" if how.half_real else "RandomSampler",
+            num_datasets=2,
         )
+    if not len(manager.train_loader):  # torchreid would train nothing, without a word
+        raise UserError(
+            f"{len(train)} training images are fewer than one batch of {config.batch_size}; "
+            "give a smaller batch_size"
+        )
+    return manager
+
+
+def _check_halves(train: Sequence[Item], batch_size: int) -> None:
+    """torchreid's sampler asserts on an odd batch, and fails late on too short a half."""
+    if batch_size % 2:
+        raise UserError(f"half_real: batch_size {batch_size} is odd")
+    for kind, name in ((REAL, "real"), (SYNTHETIC, "synthetic")):
+        if (count := sum(item[3] == kind for item in train)) < batch_size // 2:
+            raise UserError(f"half_real: {count} {name} images do not fill half a batch")
 
 
 def _listed(train: Sequence[Item], test: TestSet) -> type[Any]:

@@ -6,6 +6,7 @@ market1501/Market-1501-v15.09.15     link to '.'; and Market-1501-v15.09.15 to m
 split.json                           ratio, seed, the names of D_tr, how the rest was made
 plan.jsonl                           one recipe per line
 manifest.jsonl                       append-only ledger, one checksummed line per finished image
+selection.jsonl                      what a selection thinks of each image, if there was one
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from pidm_core import (
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 BASE, ALIAS = "market1501", "Market-1501-v15.09.15"
 SPLIT, PLAN, MANIFEST = "split.json", "plan.jsonl", "manifest.jsonl"
+SELECTION = "selection.jsonl"
 FORMAT = 1
 
 

@@ -27,11 +27,10 @@ def newest_run(runs: Path = Path("runs")) -> str:
     return BUNDLED
 
 
-def pidm(run: str, *, sampling: Sampling, data: Path) -> Generator:
-    """PIDM as a generator: a run folder or bundled model ('': the newest run) and its sampling."""
+def pidm(run: str, *, sampling: Sampling, saw: str = "unknown") -> Generator:
+    """PIDM as a generator: a run folder or bundled model, its sampling, what it was trained on."""
     from pidm_core import PIDMPipeline
 
-    run = run or newest_run()
     pipe = PIDMPipeline.from_pretrained(run).with_settings(**sampling.changes())
     return Generator(
         pipe.render,
@@ -39,7 +38,7 @@ def pidm(run: str, *, sampling: Sampling, data: Path) -> Generator:
         to_dict(pipe.settings),
         size=pipe.size,
         batch_size=pipe.settings.batch_size,
-        saw=saw(run, data),
+        saw=saw,
     )
 
 
@@ -59,22 +58,6 @@ def run_data(run: str) -> tuple[str, str]:
         raise UserError(f"{run}: does not say which data it was trained on; give --data DIR")
     config = load_config(PIDMConfig, Path(run) / "config.yaml")
     return config.data, config.keypoints
-
-
-def saw(run: str, data: Path) -> str:
-    """What a generator was trained on, seen from `data`, the model that it started from first."""
-    if run == BUNDLED:
-        return "drawn people"
-    if not (Path(run) / "config.yaml").is_file():
-        return "unknown"
-    config = load_config(PIDMConfig, Path(run) / "config.yaml")
-    seen = Path(config.data)
-    if seen.resolve() == data.resolve():
-        own = "all train"
-    else:
-        own = "drawn people" if any(seen.glob("**/toy_market.json")) else "unknown"
-    first = saw(config.train.init, data) if config.train.init else own
-    return own if first == own else f"{first} + {own}"
 
 
 def oracle(data: Path) -> Generator:

@@ -55,10 +55,13 @@ ARROWS = {
         "synthesize": "folder plan",
         "generators": "synthesize config",
         "imported": "synthesize folder plan",
+        "leaks": "folder",
+        "selection": "plan retrieval",
         "dataset": "folder compat",
         "finetune": "dataset folder plan retrieval compat weights config",
         "experiment":
-            "folder generators plan retrieval sheet synthesize config finetune weights",
+            "folder generators imported leaks plan retrieval selection sheet synthesize config "
+            "finetune weights",
     },
 }  # fmt: skip
 ROOMS = [(package, room) for package, rooms in ARROWS.items() for room in sorted(rooms)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -44,6 +45,31 @@ class StudentConfig:
     """The training on D_tr."""
     finetune: Stage = field(default_factory=lambda: Stage(lr=1e-4))
     """The fine-tuning on D_aug."""
+
+
+@dataclass(frozen=True)
+class PlanPolicy:
+    """How sources and poses are chosen; the defaults are the paper's."""
+
+    pose_policy: Literal["uniform", "balanced"] = "uniform"
+    """Poses: any alike, or first the views and postures that a person's real images lack."""
+    same_scale: float = 0.0
+    """Only poses whose torso is at most this factor longer or shorter than the source's, such as
+    1.2 (0: of any size)."""
+    source_policy: Literal["uniform", "cameras"] = "uniform"
+    """Sources: every real image as often, or every camera of a person as often."""
+
+    def __post_init__(self) -> None:
+        if self.same_scale and not 1 <= self.same_scale < math.inf:
+            raise UserError(
+                f"same-scale {self.same_scale:g} is not a factor of 1 or more, such as 1.2 "
+                "(0: poses of any size)"
+            )
+
+    @property
+    def compares_poses(self) -> bool:
+        """Whether the poses are compared with those of D_tr."""
+        return self.pose_policy == "balanced" or self.same_scale > 0
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,13 @@ if TYPE_CHECKING:
         without_seed as without_seed,
     )
     from pidm_core.keypoints import (
+        JOINTS as JOINTS,
+    )
+    from pidm_core.keypoints import (
         mirror as mirror,
+    )
+    from pidm_core.keypoints import (
+        orientation as orientation,
     )
     from pidm_core.keypoints import (
         passes_patn as passes_patn,
@@ -140,6 +146,7 @@ _HOME = {
     "DONE": "files",
     "ENVIRONMENT": "files",
     "INTERNAL": "files",
+    "JOINTS": "keypoints",
     "PIDMConfig": "config",
     "PIDMPipeline": "pipeline",
     "Record": "data",
@@ -161,6 +168,7 @@ _HOME = {
     "make_pairs": "data",
     "mirror": "keypoints",
     "named_pair": "image_names",
+    "orientation": "keypoints",
     "parse": "config",
     "parse_json": "files",
     "passes_patn": "keypoints",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pidm_reid import retrieval as retrieval
+    from pidm_reid.config import PlanPolicy as PlanPolicy
     from pidm_reid.config import ReidTable as ReidTable
     from pidm_reid.config import StudentConfig as StudentConfig
     from pidm_reid.dataset import PIDMAugmentedDataset as PIDMAugmentedDataset
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Generator": "synthesize",
     "PIDMAugmentedDataset": "dataset",
+    "PlanPolicy": "config",
     "ReidTable": "config",
     "Request": "synthesize",
     "StudentConfig": "config",

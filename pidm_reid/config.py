@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -82,6 +83,31 @@ class SelectionConfig:
 
 
 @dataclass(frozen=True)
+class PlanPolicy:
+    """How sources and poses are chosen; the defaults are the paper's."""
+
+    pose_policy: Literal["uniform", "balanced"] = "uniform"
+    """Poses: any alike, or first the views and postures that a person's real images lack."""
+    same_scale: float = 0.0
+    """Only poses whose torso is at most this factor longer or shorter than the source's, such as
+    1.2 (0: of any size)."""
+    source_policy: Literal["uniform", "cameras"] = "uniform"
+    """Sources: every real image as often, or every camera of a person as often."""
+
+    def __post_init__(self) -> None:
+        if self.same_scale and not 1 <= self.same_scale < math.inf:
+            raise UserError(
+                f"same-scale {self.same_scale:g} is not a factor of 1 or more, such as 1.2 "
+                "(0: poses of any size)"
+            )
+
+    @property
+    def compares_poses(self) -> bool:
+        """Whether the poses are compared with those of D_tr."""
+        return self.pose_policy == "balanced" or self.same_scale > 0
+
+
+@dataclass(frozen=True)
 class ReidTable:
     """A table: every row at every ratio with every seed."""
 
@@ -106,6 +132,8 @@ class ReidTable:
     PIDM-strict-selection, PIDM-strict-selection-erasing, real-instead, oracle (drawn people)."""
     per_image: int = 0
     """Generated images per real one (0: fill up to the size of the full training set)."""
+    plan: PlanPolicy = field(default_factory=PlanPolicy)
+    """Which sources and poses are chosen."""
     sample: Sampling = field(default_factory=Sampling)
     """How PIDM generates."""
     selection: SelectionConfig = field(default_factory=SelectionConfig)
@@ -116,6 +144,8 @@ class ReidTable:
     """How it is fine-tuned."""
     rerank: bool = False
     """Report k-reciprocal re-ranking as well."""
+    published: bool | None = None
+    """Show the papers' figures beside ours (default: on Market-1501)."""
     results: str = "results"
     """Folder of the results of all tables."""
     folders: str = "data"

@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import logging
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from pidm_core import BAD_DATA, Record, UserError, passes_patn
+from pidm_reid import coverage
+from pidm_reid.config import PlanPolicy
 
+log = logging.getLogger(__name__)
 MARKET_IDENTITIES, DEVELOPMENT_IDENTITIES = 751, 100
 Role = Literal["train", "eval"]
+UNIFORM = PlanPolicy()
 T = TypeVar("T")
 
 
@@ -130,55 +136,207 @@ def make_recipes(
     seed: int,
     per_image: int = 0,
     fill_to: int = 0,
+    times: int = 1,
+    policy: PlanPolicy = UNIFORM,
+    bodies: Mapping[str, np.ndarray] | None = None,
     role: Role = "train",
 ) -> list[Recipe]:
     """The recipes, sorted by file name; `content` maps a source's name to its file's SHA-256.
 
-    A source never gets the pose of its own image, and no pose twice before all had their turn.
+    times: the amount of every source, so many times over. bodies: joints of D_tr's images by
+    name, in px of one frame, that of the external poses if there are such (None: as in `poses`);
+    `balanced` and `same_scale` compare them with the poses.
+    A source never gets the pose of its own image, and no pose (under `balanced`: of a cell)
+    twice before all had their turn.
+    Nested, whatever the policy: with one seed, the recipes of an amount are among those of a
+    larger one, and of the same one more times over. (Two amounts, each several times over, are
+    not under `balanced` and `cameras`.)
     """
+    if times < 1:
+        raise UserError(f"times {times} is not 1 or more")
     shuffled = sorted(sources, key=lambda record: _digest(seed, "sources", record.name))
     counts = images_per_source(len(sources), per_image=per_image, fill_to=fill_to)
-    if counts and max(counts) > 9999:
-        raise UserError(f"{max(counts)} images of one source are too many; the limit is 9,999")
-    has_pose = set(poses.names)
+    _check_amount(times * max(counts, default=0))
+    turns = [
+        record
+        for turn in range(max(counts, default=0))
+        for record, count in zip(shuffled, counts, strict=True)
+        if turn < count
+    ]
+    if policy.source_policy == "cameras":
+        turns = _share_among_cameras(turns, shuffled, seed=seed)
+        _check_amount(times * max(Counter(r.name for r in turns).values(), default=0))
+    choice = _PoseChoice(sources, poses, policy, content=content, seed=seed, bodies=bodies)
+    replicas: Counter[str] = Counter()
     recipes = []
-    for record, count in zip(shuffled, counts, strict=True):
-        stem = record.name.rpartition(".")[0]
-        own = record.name if record.name in has_pose else ""
-        chosen = _choose_poses(poses, own, count=count, key=f"{seed}|{content[record.name]}")
-        for replica, k in enumerate(chosen):
-            recipes.append(
-                Recipe(
-                    file_name=f"{stem}_pidm{replica:04d}.jpg",
-                    source=record.name,
-                    source_sha256=content[record.name],
-                    pose=poses.names[k],
-                    pose_sha256=poses.hashes[k],
-                    replica=replica,
-                    seed=image_seed(seed, content[record.name], poses.hashes[k], replica),
-                    role=role,
-                )
+    for record in turns * times:
+        k, replica = choice.next(record), replicas[record.name]
+        replicas[record.name] += 1
+        recipes.append(
+            Recipe(
+                file_name=f"{record.name.rpartition('.')[0]}_pidm{replica:04d}.jpg",
+                source=record.name,
+                source_sha256=content[record.name],
+                pose=poses.names[k],
+                pose_sha256=poses.hashes[k],
+                replica=replica,
+                seed=image_seed(seed, content[record.name], poses.hashes[k], replica),
+                role=role,
             )
+        )
+    if choice.misfits:
+        log.warning(
+            "same-scale %g: %d of %d sources, such as %s, have no other pose of their size "
+            "and get poses of any size",
+            policy.same_scale, len(choice.misfits), len(sources), choice.misfits[0],
+        )  # fmt: skip
     return sorted(recipes, key=lambda recipe: recipe.file_name)
 
 
-def _choose_poses(poses: PosePool, own: str, *, count: int, key: str) -> list[int]:
-    """Places in the pool; `own` is the name of the source's own pose, '' if it has none there."""
-    chosen: list[int] = []
+def _check_amount(most: int) -> None:
+    if most > 9999:
+        raise UserError(f"{most} images of one source are too many; the limit is 9,999")
+
+
+def _share_among_cameras(
+    turns: Sequence[Record], shuffled: Sequence[Record], *, seed: int
+) -> list[Record]:
+    """As many turns for each person, but its cameras in turn, and each camera's images in turn."""
+    views: dict[int, dict[int, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in shuffled:
+        views[record.pid][record.camid].append(record)
+    shared = []
+    for pid, count in Counter(record.pid for record in turns).items():
+        camids = sorted(views[pid], key=lambda camid: _digest(seed, "camera", pid, camid))
+        for turn in range(count):
+            images = views[pid][camids[turn % len(camids)]]
+            shared.append(images[turn // len(camids) % len(images)])
+    return shared
+
+
+class _PoseChoice:
+    """The next pose of a source, as a place in the pool.
+
+    The pool is divided into cells: views and postures, or one cell of all poses. A person's next
+    pose is of the cell that its real images and the poses it has got fill least, of equal ones in
+    the view that they fill least; between equal cells, and within a cell, it is drawn.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Record],
+        poses: PosePool,
+        policy: PlanPolicy,
+        *,
+        content: Mapping[str, str],
+        seed: int,
+        bodies: Mapping[str, np.ndarray] | None,
+    ) -> None:
+        self.content, self.seed, self.policy = content, seed, policy
+        self.misfits: list[str] = []  # sources without another pose of their size
+        self.place = {name: k for k, name in enumerate(poses.names)}
+        self.all = np.arange(len(poses.names))
+        self.cells = {0: self.all}  # cell -> places in the pool
+        self.filled: dict[int, Counter[int]] = defaultdict(Counter)  # images of a person by cell
+        self.torso: dict[str, float] = {}  # px, of the sources
+        self.sizes: dict[int, np.ndarray] = {}  # px, of the poses of a cell, rising
+        self.draws: dict[str, dict[int, Iterator[int]]] = {}  # of a source, by cell
+        if policy.compares_poses:
+            bodies = poses.keypoints if bodies is None else bodies
+            frame = poses.keypoints if poses.external else bodies
+            joints = np.stack([frame[name] for name in poses.names])
+            shown = [record for record in sources if record.name in bodies]
+            own = np.array([bodies[record.name] for record in shown]).reshape(-1, 18, 2)
+            if policy.pose_policy == "balanced":
+                self._divide(joints, poses.hashes, shown, own)
+            if policy.same_scale:
+                self._measure(joints, shown, own)
+
+    def _divide(
+        self,
+        joints: np.ndarray,
+        hashes: Sequence[str],
+        shown: Sequence[Record],
+        own: np.ndarray,
+    ) -> None:
+        division = coverage.divide(joints, hashes)
+        cells = division.of(joints)
+        self.cells = {int(k): np.flatnonzero(cells == k) for k in np.unique(cells[cells >= 0])}
+        if not self.cells:
+            raise UserError(
+                f"pose-policy balanced: none of {len(cells)} poses tells where the person faces "
+                "(with the hips below the shoulders); take other poses, or pose-policy uniform",
+                BAD_DATA,
+            )
+        for record, cell in zip(shown, division.of(own), strict=True):
+            if cell >= 0:
+                self.filled[record.pid][int(cell)] += 1
+
+    def _measure(self, joints: np.ndarray, shown: Sequence[Record], own: np.ndarray) -> None:
+        torso = coverage.torso(joints)
+        for cell, places in self.cells.items():
+            self.cells[cell] = places[np.argsort(torso[places], kind="stable")]  # NaN last
+            self.sizes[cell] = torso[self.cells[cell]]
+        self.torso = dict(zip((r.name for r in shown), coverage.torso(own), strict=True))
+
+    def next(self, record: Record) -> int:
+        """The place of the pose that this source gets now; the person's count goes up."""
+        if record.name not in self.draws:
+            self.draws[record.name] = self._draws(record)
+        draws, filled = self.draws[record.name], self.filled[record.pid]
+        best = list(draws)
+        if len(best) > 1:
+            views: Counter[int] = Counter()
+            for cell, count in filled.items():
+                views[cell // coverage.POSTURES] += count
+            fill = {cell: (filled[cell], views[cell // coverage.POSTURES]) for cell in best}
+            least = min(fill.values())
+            best = [cell for cell in best if fill[cell] == least]
+        cell = best[_draw(self.seed, "cell", record.pid, filled.total(), below=len(best))]
+        filled[cell] += 1
+        return next(draws[cell])
+
+    def _draws(self, record: Record) -> dict[int, Iterator[int]]:
+        """Endless draws from every cell that has a pose for this source."""
+        key = f"{self.seed}|{self.content[record.name]}"
+        own, torso = self.place.get(record.name, -1), self.torso.get(record.name, math.nan)
+        fitting = self._fitting(own, torso)
+        if not fitting and not math.isnan(torso):
+            self.misfits.append(record.name)
+            fitting = self._fitting(own, math.nan)
+        if not fitting:  # all poses that could be had are the source's own
+            fitting = {next(iter(self.cells)): self.all}
+        if self.policy.pose_policy == "uniform":
+            return {cell: _draw_poses(places, own, key) for cell, places in fitting.items()}
+        return {cell: _draw_poses(places, own, f"{key}|{cell}") for cell, places in fitting.items()}
+
+    def _fitting(self, own: int, torso: float) -> dict[int, np.ndarray]:
+        """Places by cell that are of the size of `torso` (NaN: any), if not just the own one."""
+        found = {}
+        for cell, places in self.cells.items():
+            if not math.isnan(torso):
+                sizes, factor = self.sizes[cell], self.policy.same_scale
+                first = np.searchsorted(sizes, torso / factor, side="left")
+                last = np.searchsorted(sizes, torso * factor, side="right")
+                places = places[first:last]
+            if len(places) > (own in places):
+                found[cell] = places
+        return found
+
+
+def _draw_poses(places: np.ndarray, own: int, key: str) -> Iterator[int]:
+    """Draw without end, the own pose never, none twice before all had their turn."""
+    usable = len(places) - (own in places)
     seen: set[int] = set()
-    usable = len(poses.names) - bool(own)
-    if usable < 1:  # a single pose, the source's own: better than nothing
-        return [0] * count
-    attempt = 0
-    while len(chosen) < count:
-        k = int(_digest(key, "pose", attempt)[:15], 16) % len(poses.names)
-        attempt += 1
-        if poses.names[k] != own and k not in seen:
-            chosen.append(k)
+    for attempt in itertools.count():
+        k = int(places[_draw(key, "pose", attempt, below=len(places))])
+        if not usable:  # a single pose, the source's own: better than nothing
+            yield k
+        elif k != own and k not in seen:
+            yield k
             seen.add(k)
-        if len(seen) == usable:
-            seen.clear()
-    return chosen
+            if len(seen) == usable:
+                seen.clear()
 
 
 def image_seed(seed: int, source_sha256: str, pose_sha256: str, replica: int) -> int:
@@ -258,6 +416,10 @@ def fingerprint(content: Mapping[str, str]) -> str:
 
 def _digest(*parts: Any) -> str:
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
+
+
+def _draw(*parts: Any, below: int) -> int:
+    return int(_digest(*parts)[:15], 16) % below
 
 
 def _pose_hash(keypoints: np.ndarray) -> str:

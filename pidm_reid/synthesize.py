@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ from pidm_core import (
     read_keypoints,
     rescale,
     sha256,
+    to_dict,
     write_bytes,
 )
 from pidm_reid import folder, plan
+from pidm_reid.config import PlanPolicy
 from pidm_reid.plan import Recipe
 
 Render = Callable[[np.ndarray, np.ndarray, list[int]], np.ndarray]
@@ -60,7 +62,9 @@ class Request:
     seed: int = 0
     per_image: int = 0  # 0: fill up to `fill_to`
     fill_to: int = 0  # images, real + generated; 0: the size of the full training set
+    times: int = 1  # this amount so many times over, for every source
     poses: Path | None = None  # a keypoint file to choose poses from instead of D_tr's own
+    policy: PlanPolicy = field(default_factory=PlanPolicy)
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,18 @@ def prepare(request: Request) -> Work:
             BAD_DATA,
         )
     sampled = plan.sample_real(records, ratio=request.ratio, seed=request.seed)
-    real, content, broken = _readable(sampled)
-    pool = _pose_pool(request, real)
+    real, content, sizes, broken = _readable(sampled)
+    keypoints = {}
+    if not request.poses or request.policy.compares_poses:
+        keypoints = read_keypoints(request.keypoints)
+        check_frame(real, keypoints, name=request.keypoints)
+    frame = sizes[real[0].name]
+    bodies = {
+        record.name: rescale(keypoints[record.name], sizes[record.name], frame)
+        for record in real
+        if record.name in keypoints
+    }
+    pool = _pose_pool(request, real, keypoints, frame=frame)
     recipes = plan.make_recipes(
         real,
         pool,
@@ -109,6 +123,9 @@ def prepare(request: Request) -> Work:
         seed=request.seed,
         per_image=request.per_image,
         fill_to=request.fill_to or len(records),
+        times=request.times,
+        policy=request.policy,
+        bodies=bodies,
     )
     split = {
         "format": folder.FORMAT,
@@ -123,35 +140,43 @@ def prepare(request: Request) -> Work:
         "broken": [line.split(":")[0].rpartition("/")[2] for line in broken],
         "real": [record.name for record in real],
     }
+    if changed := to_dict(request.policy).items() - to_dict(PlanPolicy()).items():
+        split["policy"] = dict(sorted(changed))
     return Work(real, recipes, pool, split, broken)
 
 
-def _readable(records: Sequence[Record]) -> tuple[list[Record], dict[str, str], list[str]]:
-    """The records that decode, SHA-256 by name, and why the others do not."""
-    good, content, broken = [], {}, []
+def _readable(
+    records: Sequence[Record],
+) -> tuple[list[Record], dict[str, str], dict[str, tuple[int, int]], list[str]]:
+    """The records that decode, SHA-256 and (H, W) px by name, and why the others do not."""
+    good, content, sizes, broken = [], {}, {}, []
     for record in records:
         try:
             data = record.path.read_bytes()
-            decode_image(data, str(record.path))
+            image = decode_image(data, str(record.path))
         except (UserError, OSError) as error:
             broken.append(str(error))
             continue
         good.append(record)
         content[record.name] = sha256(data)
+        sizes[record.name] = image.shape[:2]
     if len(broken) > max(BROKEN_ALWAYS_ALLOWED, BROKEN_LIMIT * len(records)) or not good:
         raise UserError(
             f"{len(broken)} of {len(records)} images are broken, the first: {broken[0]}", BAD_DATA
         )
-    return good, content, broken
+    return good, content, sizes, broken
 
 
-def _pose_pool(request: Request, real: Sequence[Record]) -> plan.PosePool:
+def _pose_pool(
+    request: Request,
+    real: Sequence[Record],
+    keypoints: Mapping[str, np.ndarray],
+    *,
+    frame: tuple[int, int],
+) -> plan.PosePool:
     if request.poses:  # in the frame of the sources
-        size = load_image(real[0].path).shape[:2]
-        return plan.pose_pool(read_keypoints(request.poses, size=size), where=str(request.poses))
+        return plan.pose_pool(read_keypoints(request.poses, size=frame), where=str(request.poses))
     names = [record.name for record in real]
-    keypoints = read_keypoints(request.keypoints)
-    check_frame(real, keypoints, name=request.keypoints)
     return plan.pose_pool(keypoints, among=names, where=str(request.keypoints))
 
 

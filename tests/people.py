@@ -100,3 +100,23 @@ def planned(market: Path, **changes: Any) -> Work:
 def render_all(work: Work, out: Path, generator: Generator = TINT, **options: Any) -> int:
     """Render what is still to render; the number of images."""
     return sum(synthesize.synthesize(work, generator, out, **options))
+
+
+def standing(view: str, *, torso: float = 20, shift: float = 0) -> np.ndarray:
+    """float32 (18, 2) px: somebody upright, `torso` px long, facing as in coverage.VIEWS.
+
+    `shift` px lengthen the stride: another posture in the same view.
+    """
+    shoulder, nose = {
+        "front": (0.3, 0.0), "right": (0.0, 0.4), "back": (-0.3, np.nan), "left": (0.0, -0.4),
+    }[view]  # fmt: skip
+    places = {
+        0: [nose, -0.25],
+        2: [-shoulder, 0], 5: [shoulder, 0],
+        8: [-0.1, 1], 11: [0.1, 1],
+        10: [-0.1 - shift / torso, 2], 13: [0.1 + shift / torso, 2],
+    }  # fmt: skip
+    person = np.full((18, 2), np.nan, dtype=np.float32)
+    for joint, place in places.items():
+        person[joint] = np.array([16, 12]) + torso * np.array(place)
+    return person

@@ -50,7 +50,8 @@ ARROWS = {
         "probe_report": "hardware keypoints pipeline pose probe probe_networks toy_market",
     },
     "pidm_reid": {
-        "config": "", "compat": "", "folder": "", "plan": "", "retrieval": "",
+        "config": "", "compat": "", "coverage": "", "folder": "", "plan": "coverage",
+        "retrieval": "",
         "table": "", "weights": "", "sheet": "plan",
         "synthesize": "folder plan",
         "generators": "synthesize config",

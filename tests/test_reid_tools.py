@@ -72,6 +72,16 @@ def test_amount_is_per_image_or_a_total(market: Path) -> None:
     assert len(folder.read_augmented("b").synthetic) == 7
 
 
+def test_policies_are_given_as_flags(market: Path) -> None:
+    flags = ["--pose-policy", "balanced", "--source-policy", "cameras", "--same-scale", 9]
+    assert call("synthesize", "--data", market, "--ratio", 0.5, "--out", "a", *flags) == DONE
+    assert folder.read_augmented("a").split["policy"] == {
+        "pose_policy": "balanced",
+        "same_scale": 9.0,
+        "source_policy": "cameras",
+    }
+
+
 def test_broken_image_is_listed_and_the_code_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,6 +112,9 @@ def test_images_of_another_method_are_taken_over(market: Path, tmp_path: Path) -
         (["--shard", "17/16"], USAGE, "shard '17/16' is not K/N"),
         (["--fill-to", "most"], USAGE, "fill-to 'most' is neither"),
         (["--per-image", "-1"], USAGE, "per-image -1 is negative"),
+        (["--pose-policy", "best"], USAGE, "pose_policy: 'best' is none of uniform, balanced"),
+        (["--same-scale", "0.8"], USAGE, "same-scale 0.8 is not a factor of 1 or more"),
+        (["--same-scale", "2", "--import-from", "x"], USAGE, "leave out the policies"),
         (["--data", "nowhere"], BAD_DATA, "nowhere: no folder 'bounding_box_train'"),
         (["--keypoints", "nowhere.csv"], BAD_DATA, "nowhere.csv: no such file"),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from people import TINT, draw_person, joints, make_market, planned, render_all, tint
+from people import TINT, draw_person, joints, make_market, planned, render_all, standing, tint
 
 from pidm_core import (
     BAD_DATA,
@@ -17,10 +17,12 @@ from pidm_core import (
     UserError,
     encode_png,
     load_image,
+    rescale,
     write_bytes,
     write_keypoints,
 )
 from pidm_reid import folder, imported, synthesize
+from pidm_reid.config import PlanPolicy
 from pidm_reid.synthesize import Generator, Work
 
 
@@ -222,6 +224,61 @@ def test_joints_of_other_images_are_refused_with_their_file(market: Path, tmp_pa
         with pytest.raises(UserError, match=r"joints\.csv: .* images of another size") as error:
             planned(market, **{option: path})
         assert error.value.code == BAD_DATA
+
+
+# ---------------------------------------------------------------- policies
+
+
+def test_policies_stand_in_the_split_only_where_they_differ(market: Path, tmp_path: Path) -> None:
+    work = planned(market)
+    assert "policy" not in work.split
+    render_all(work, tmp_path)
+    changed = planned(market, policy=PlanPolicy("balanced", 1.5))
+    assert changed.split["policy"] == {"pose_policy": "balanced", "same_scale": 1.5}
+    assert len(changed.recipes) == len(work.recipes)
+    with pytest.raises(UserError, match=r"another configuration.*policy: None -> .*balanced"):
+        render_all(changed, tmp_path)
+
+
+def test_twice_the_amount_holds_the_simple_amount(market: Path) -> None:
+    once, twice = planned(market), planned(market, times=2)
+    assert len(twice.recipes) == 2 * len(once.recipes) == 36
+    assert set(once.recipes) < set(twice.recipes)
+
+
+def test_body_height_is_compared_in_the_frame_of_one_image(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    market = make_market(tmp_path)
+    names = [record.name for record in folder.read_people(market)]
+    poses = {name: standing("front", torso=20 if k % 2 else 12) for k, name in enumerate(names)}
+    large = names[1]  # the same picture, twice as large
+    write_bytes(
+        market / "market1501/bounding_box_train" / large,
+        encode_png(draw_person(2, 1, height=128, width=64)),
+    )
+    poses[large] = rescale(poses[large], (64, 32), (128, 64))
+    csv = market / "market1501/market-annotation-train.csv"
+    write_keypoints(csv, poses)
+    policy = PlanPolicy(same_scale=1.2)
+    work = planned(market, ratio=1.0, per_image=6, policy=policy)
+    tall = {name for k, name in enumerate(names) if k % 2}
+    assert all((recipe.source in tall) == (recipe.pose in tall) for recipe in work.recipes)
+    assert large in {recipe.pose for recipe in work.recipes}
+    assert not caplog.records
+
+
+def test_external_poses_are_compared_with_the_joints_of_the_data_set(
+    market: Path, tmp_path: Path
+) -> None:
+    names = [record.name for record in folder.read_people(market)]
+    csv, dance = tmp_path / "joints.csv", tmp_path / "dance.csv"
+    write_keypoints(csv, {name: standing("front", torso=20) for name in names})
+    sizes = {"small.jpg": 12, "same.jpg": 21, "tall.jpg": 25}
+    write_keypoints(dance, {name: standing("back", torso=size) for name, size in sizes.items()})
+    work = planned(market, keypoints=csv, poses=dance, policy=PlanPolicy(same_scale=1.1))
+    assert {recipe.pose for recipe in work.recipes} == {"same.jpg"}
+    assert work.split["poses"] == "external"
 
 
 # ---------------------------------------------------------------- ledger

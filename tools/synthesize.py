@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pidm_core import DONE, SKIPPED, Sampling, UserError, parse, run
+from pidm_reid.config import PlanPolicy
 
 if TYPE_CHECKING:
     from pidm_reid.synthesize import Generator, Work
 
 
 @dataclass(frozen=True)
-class Options(Sampling):
+class Options(Sampling, PlanPolicy):
     """What to generate, with which model, and where to."""
 
     ratio: float = 0.4
@@ -59,6 +60,9 @@ def main(argv: list[str] | None = None) -> int:
         example="python tools/synthesize.py --ratio 0.4",
     )
     shard, fill_to = _shard(options.shard), _fill_to(options.fill_to)
+    policy = PlanPolicy(options.pose_policy, options.same_scale, options.source_policy)
+    if options.import_from and policy != PlanPolicy():
+        raise UserError("import-from takes over images as they are; leave out the policies")
 
     from pidm_core import find_keypoints
     from pidm_reid import generators, plan, synthesize
@@ -77,6 +81,7 @@ def main(argv: list[str] | None = None) -> int:
             per_image=options.per_image,
             fill_to=fill_to,
             poses=Path(options.poses) if options.poses else None,
+            policy=policy,
         )
     )
     name = synthesize.folder_name(data, kind="pidm", ratio=options.ratio, seed=options.seed)

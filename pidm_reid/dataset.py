@@ -82,6 +82,12 @@ class PIDMAugmentedDataset:
                 f"{home}: no such folder; root must be the folder that holds {self.dataset_dir}",
                 BAD_DATA,
             )
+        if found := _PERSON.search(os.path.abspath(home)):  # torchreid searches the whole path
+            raise UserError(
+                f"{home}: torchreid would read person and camera from '{found[0]}' in this path; "
+                "rename that folder",
+                BAD_DATA,
+            )
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "The current data structure is deprecated")
@@ -90,6 +96,12 @@ class PIDMAugmentedDataset:
             raise UserError(f"{home}: {error}", BAD_DATA) from error
         except IndexError as error:
             raise UserError(f"{home}: training set, query or gallery is empty", BAD_DATA) from error
+        except AssertionError as error:  # in its loop over the names
+            raise UserError(
+                f"{home}: torchreid's {self.base_name} refuses a person or camera number in a file "
+                "name (Market-1501: persons 0-1501, cameras 1-6); renumber them",
+                BAD_DATA,
+            ) from error
 
     def _augment(self) -> None:
         augmented = read_augmented(self.folder)

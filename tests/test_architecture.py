@@ -54,7 +54,8 @@ ARROWS = {
         "synthesize": "folder plan",
         "generators": "synthesize config",
         "imported": "synthesize folder plan",
-        "dataset": "folder compat",
+        "pool": "folder generators plan synthesize",
+        "dataset": "folder compat pool",
         "finetune": "dataset folder plan retrieval compat weights config",
         "experiment":
             "folder generators plan retrieval sheet synthesize config finetune weights",

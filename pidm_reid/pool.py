@@ -99,7 +99,8 @@ def open_pool(augmented: Path, render: Renders, *, home: str = "", keypoints: st
     """Make the pool of an augmented folder (`home`: elsewhere than in its pool/); its path."""
     path = os.path.abspath(home or augmented / "pool")
     old = _pools.get(path)
-    if old and (old.augmented, old.render, old.keypoints) == (augmented, render, keypoints):
+    same = old and (old.augmented, old.render, old.keypoints) == (augmented, render, keypoints)
+    if old and same and not old.closed:
         return path
     if old:
         old.close()
@@ -130,14 +131,19 @@ class Pool:
         self._link()
 
     @property
+    def closed(self) -> bool:
+        """Whether others may use its files."""
+        return bool(self._lock.closed)
+
+    @property
     def distinct_images(self) -> int:
         """Different generated images shown so far, those before `start_epoch` included."""
         return len(self._seen)
 
     def start(self, epoch: int, *, background: bool) -> None:
         """Make ready to begin with `epoch`, whatever an earlier training has left."""
-        if self._lock.closed:
-            raise UserError(f"{self.home}: was taken over by a later data set; make this one anew")
+        if self.closed:
+            raise UserError(f"{self.home}: is closed; make or register the data set anew")
         self._stop()
         ledger = folder.read_ledger(self.home / LEDGER).values()
         before = [entry for entry in ledger if entry["epoch"] < epoch]
@@ -157,7 +163,7 @@ class Pool:
     def begin(self, epoch: int) -> None:
         """Show the images of `epoch`, rendering or waiting for them if need be."""
         if self._paint is None:
-            raise UserError(f"{self.home}: was closed or taken over by a later training")
+            raise UserError(f"{self.home}: is closed; make or register the data set anew")
         begin = time.perf_counter()
         entries, seconds = self._paint(epoch) if epoch else ([], 0.0)
         painted = time.perf_counter()

@@ -160,11 +160,10 @@ def test_resumed_training_goes_on_at_its_epoch(augmented: Path, offline: Path) -
     for epoch in range(EPOCHS):
         opened.begin(epoch)
     number = opened.distinct_images
+    assert open_pool(augmented, FACTORY()) is opened  # an equal renderer
     opened.close()
-    again = open_pool(augmented, FACTORY())  # equal, so the same pool: a closed one
-    with pytest.raises(UserError, match="taken over"):
-        again.start(2, background=False)
-    pool._pools.clear()  # as in a new process
+    with pytest.raises(UserError, match="is closed"):
+        opened.begin(2)
     again = open_pool(augmented)
     again.start(2, background=False)
     assert again.distinct_images < number

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pidm_reid.finetune import train_and_test as train_and_test
     from pidm_reid.plan import development_split as development_split
     from pidm_reid.plan import sample_real as sample_real
+    from pidm_reid.pool import fresh_each_epoch as fresh_each_epoch
     from pidm_reid.synthesize import Generator as Generator
     from pidm_reid.synthesize import Request as Request
     from pidm_reid.synthesize import prepare as prepare
@@ -32,6 +33,7 @@ _HOME = {
     "Request": "synthesize",
     "StudentConfig": "config",
     "development_split": "plan",
+    "fresh_each_epoch": "pool",
     "prepare": "synthesize",
     "register": "dataset",
     "retrieval": "",

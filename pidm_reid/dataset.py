@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from pidm_core import BAD_DATA, UserError, load_image
 from pidm_reid import compat
+from pidm_reid import pool as pools
 from pidm_reid.folder import read_augmented
 
 Item = tuple[str, int, int, int]
@@ -37,10 +38,15 @@ class PIDMAugmentedDataset:
     Raises UserError (BAD_DATA) for a missing folder, before torchreid makes an empty one and
     goes to the network, for an image that does not decode (torchreid would retry it for ever),
     and for an augmented folder that belongs to another data set.
+
+    With `render` (pool.Renders) and `fresh_each_epoch(datamanager)` every epoch has new images:
+    the synthetic ones are then read from the folder `pool` (default: the augmented folder's
+    pool/). `keypoints` is the file to choose their poses from (default: beside the originals).
     """
 
     base_name = "market1501"
     folder = Path()
+    pool = ""
 
     # what torchreid's base class brings
     dataset_dir: str
@@ -53,15 +59,34 @@ class PIDMAugmentedDataset:
     get_num_pids: Callable[[list[Item]], int]
     get_num_datasets: Callable[[list[Item]], int]
 
-    def __new__(cls, root: str = "", *, base: str = "", augmented: str = "", **_: Any) -> Self:
+    def __new__(
+        cls,
+        root: str = "",
+        *,
+        base: str = "",
+        augmented: str = "",
+        render: pools.Renders | None = None,
+        pool: str = "",
+        keypoints: str = "",
+        **_: Any,
+    ) -> Self:
         if cls is PIDMAugmentedDataset:
             if not augmented:
                 raise UserError("PIDMAugmentedDataset: needs augmented=DIR, an augmented folder")
-            cls = _class_for(base or cls.base_name, str(augmented))
+            home = _pool(augmented, render, pool, keypoints)
+            cls = _class_for(base or cls.base_name, str(augmented), home)
         return object.__new__(cls)
 
     def __init__(
-        self, root: str = "", *, base: str = "", augmented: str = "", **torchreid_kwargs: Any
+        self,
+        root: str = "",
+        *,
+        base: str = "",
+        augmented: str = "",
+        render: pools.Renders | None = None,
+        pool: str = "",
+        keypoints: str = "",
+        **torchreid_kwargs: Any,
     ) -> None:
         verbose = torchreid_kwargs.pop("verbose", True)
         self._load_base(os.fspath(root), torchreid_kwargs)
@@ -73,7 +98,7 @@ class PIDMAugmentedDataset:
             self.show_summary()
 
     def __reduce__(self) -> tuple[Any, ...]:  # for loader workers that are spawned, not forked
-        return _restore, (self.base_name, str(self.folder)), self.__dict__
+        return _restore, (self.base_name, str(self.folder), self.pool), self.__dict__
 
     def _load_base(self, root: str, kwargs: dict[str, Any]) -> None:
         home = Path(root).expanduser() / self.dataset_dir
@@ -115,7 +140,7 @@ class PIDMAugmentedDataset:
             )
         train = entries(
             [here[name][0] for name in augmented.real],
-            [str(augmented.train_folder / name) for name in augmented.synthetic],
+            [os.path.join(self.pool or augmented.train_folder, n) for n in augmented.synthetic],
         )
         people = 1 + max(label for _, label, _, _ in train)
         added = [item[0] for item in self.train if item[0] in tested]  # combineall
@@ -128,30 +153,52 @@ class PIDMAugmentedDataset:
         self.num_datasets = self.get_num_datasets(train)
 
 
-def register(name: str, *, base: str = "market1501", augmented: str | Path) -> None:
+def register(
+    name: str,
+    *,
+    base: str = "market1501",
+    augmented: str | Path,
+    render: pools.Renders | None = None,
+    pool: str | Path = "",
+    keypoints: str | Path = "",
+) -> None:
     """Make an augmented folder known to torchreid under `name`; a second time does nothing.
 
+    `render`, `pool` and `keypoints` are those of PIDMAugmentedDataset.
     Raises UserError if the folder is none, the base is unknown, or the name is taken.
     """
     read_augmented(augmented, verify=False)
-    cls = _class_for(base, str(augmented))
+    cls = _class_for(base, str(augmented), _pool(augmented, render, pool, keypoints))
     known = compat.data_sets()
     if known.setdefault(name, cls) is not cls:
         raise UserError(f"torchreid has a data set named '{name}' already; choose another name")
 
 
 @functools.cache
-def _class_for(base: str, augmented: str) -> type[Any]:
+def _class_for(base: str, augmented: str, pool: str) -> type[Any]:
     parent = compat.base_class(base)
     return type(
         f"PIDMAugmented{parent.__name__}",
         (PIDMAugmentedDataset, parent),
-        {"base_name": base, "folder": Path(augmented), "__doc__": PIDMAugmentedDataset.__doc__},
+        {
+            "base_name": base,
+            "folder": Path(augmented),
+            "pool": pool,
+            "__doc__": PIDMAugmentedDataset.__doc__,
+        },
     )
 
 
-def _restore(base: str, augmented: str) -> Any:
-    return object.__new__(_class_for(base, augmented))
+def _restore(base: str, augmented: str, pool: str) -> Any:
+    return object.__new__(_class_for(base, augmented, pool))
+
+
+def _pool(
+    augmented: str | Path, render: pools.Renders | None, home: str | Path, keypoints: str | Path
+) -> str:
+    if render is None:
+        return ""
+    return pools.open_pool(Path(augmented), render, home=str(home), keypoints=str(keypoints))
 
 
 # ---------------------------------------------------------------- training lists

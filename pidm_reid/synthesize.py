@@ -198,17 +198,24 @@ def synthesize(
     """
     todo = start(work, generator, out, shard=shard, copy=copy)
     train = out / folder.BASE / folder.TRAIN
-    sizes = _FrameSizes(work.real)
-    for first in range(0, len(todo), generator.batch_size):
-        recipes = todo[first : first + generator.batch_size]
-        images = render_batch(recipes, work, generator, sizes=sizes)
+    for images in draw(todo, work, generator):
         entries = []
-        for recipe, image in zip(recipes, images, strict=True):
-            data = encode_jpeg(image)
+        for recipe, data in images:
             write_bytes(train / recipe.file_name, data)
             entries.append(ledger_entry(recipe, generator, data))
         folder.append_ledger(out / folder.MANIFEST, entries)
-        yield len(recipes)
+        yield len(entries)
+
+
+def draw(
+    recipes: Sequence[Recipe], work: Work, generator: Generator
+) -> Iterator[list[tuple[Recipe, bytes]]]:
+    """Each recipe with its JPEG file, a batch at a time."""
+    sizes = _FrameSizes(work.real)
+    for first in range(0, len(recipes), generator.batch_size):
+        batch = recipes[first : first + generator.batch_size]
+        images = render_batch(batch, work, generator, sizes=sizes)
+        yield [(recipe, encode_jpeg(image)) for recipe, image in zip(batch, images, strict=True)]
 
 
 def start(

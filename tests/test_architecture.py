@@ -57,12 +57,15 @@ ARROWS = {
         "generators": "synthesize config",
         "imported": "synthesize folder plan",
         "leaks": "folder",
-        "selection": "plan retrieval",
-        "dataset": "folder compat",
+        "selection": "config plan retrieval",
+        "scoring": "config finetune folder plan selection synthesize",
+        "strict": "folder synthesize",
+        "pool": "folder generators plan synthesize",
+        "dataset": "folder compat pool",
         "finetune": "dataset folder plan retrieval compat weights config",
         "experiment":
-            "folder generators imported leaks plan retrieval selection sheet synthesize config "
-            "finetune weights",
+            "config finetune folder generators imported leaks plan retrieval scoring sheet strict "
+            "synthesize weights",
     },
 }  # fmt: skip
 ROOMS = [(package, room) for package, rooms in ARROWS.items() for room in sorted(rooms)]

@@ -51,6 +51,7 @@ ARROWS = {
     "pidm_reid": {
         "config": "", "compat": "", "folder": "", "plan": "", "retrieval": "",
         "table": "", "weights": "", "sheet": "plan",
+        "page": "table", "report": "folder page table",
         "synthesize": "folder plan",
         "generators": "synthesize config",
         "imported": "synthesize folder plan",

@@ -66,6 +66,7 @@ figure { margin: 0; min-width: 0; }
 img { display: block; width: 100%; border-radius: .25rem; }
 pre { padding: .75rem; overflow: auto; background: var(--card); border: 1px solid var(--line); }
 pre, code { font-size: .8125rem; }
+@media (max-width: 30rem) { th, td { padding: .25rem .35rem; } }
 @media (max-width: 24rem) { .cards { grid-template-columns: 1fr; } }
 """
 
@@ -110,7 +111,7 @@ def table(grid: Grid) -> str:
     rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in grid.rows)
     note = f'<p class="soft">{escape(grid.note)}</p>\n' if grid.note else ""
     body = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>"
-    return f'<div class="wide"><table>\n{body}</table></div>\n{note}'
+    return f'<div class="wide" tabindex="0"><table>\n{body}</table></div>\n{note}'
 
 
 def _cell(text: str) -> str:

@@ -246,7 +246,7 @@ def _selected(contents: _Contents) -> str:
     kept = len(contents.selection) - len(contents.dropped)
     why = ", ".join(f"{number:,} {reason}" for reason, number in reasons.most_common())
     return (
-        f"Of {count(len(contents.selection), 'candidate')} {kept:,} kept and "
+        f"Of {count(len(contents.selection), 'candidate')} {kept:,} were kept and "
         f"{len(contents.dropped):,} dropped{': ' if why else ''}{why}."
     )
 

@@ -386,7 +386,7 @@ COST: Columns = (
         "different images",
         lambda line: "" if line.distinct_images is None else f"{line.distinct_images:,}",
     ),
-    *map(_reranked_of, FIGURES[:4]),
+    *map(_reranked_of, FIGURES[:2]),
 )
 COST_NOTE = (
     "Hours (h), mean over seeds: training of a strict generator, synthesis with selection, "

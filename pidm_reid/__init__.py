@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pidm_reid.plan import development_split as development_split
     from pidm_reid.plan import sample_real as sample_real
     from pidm_reid.pool import fresh_each_epoch as fresh_each_epoch
+    from pidm_reid.report import write_folder_report as write_folder_report
+    from pidm_reid.report import write_table_report as write_table_report
     from pidm_reid.synthesize import Generator as Generator
     from pidm_reid.synthesize import Request as Request
     from pidm_reid.synthesize import prepare as prepare
@@ -40,7 +42,9 @@ _HOME = {
     "run_table": "experiment",
     "sample_real": "plan",
     "train_and_test": "finetune",
+    "write_folder_report": "report",
     "write_table": "table",
+    "write_table_report": "report",
 }
 __all__ = sorted(_HOME)
 

@@ -53,6 +53,7 @@ ARROWS = {
         "config": "", "compat": "", "coverage": "", "folder": "", "plan": "coverage",
         "retrieval": "",
         "table": "", "weights": "", "sheet": "plan",
+        "page": "table", "report": "folder page table",
         "synthesize": "folder plan",
         "generators": "synthesize config",
         "imported": "synthesize folder plan",

@@ -124,3 +124,93 @@ def test_tables_need_no_torch() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_cost_is_in_hours_the_mean_over_seeds_with_selection_in_the_synthesis() -> None:
+    cells = THREE[:2]
+    costs = (
+        {"train_seconds": 3600, "synthesis_seconds": 1800, "generator_seconds": 7200},
+        {"train_seconds": 5400, "synthesis_seconds": 1800, "selection_seconds": 3600},
+    )
+    lines = table.summarise(
+        [{**cell, "cost": cost} for cell, cost in zip(cells, costs, strict=True)]
+    )
+    assert lines[0].hours == {
+        "generator": (2 + 0) / 2, "synthesis": (0.5 + 1.5) / 2, "training": (1 + 1.5) / 2
+    }  # fmt: skip
+    text = table.markdown(lines)
+    assert "| real data | row | generator h | synthesis h | training h |" in text
+    assert "| 40% | PIDM | 1 | 1 | 1.25 |" in text
+    assert "generator h" not in table.markdown(table.summarise(THREE))
+
+
+def test_published_figures_stand_beside_ours_or_alone_and_in_no_difference() -> None:
+    measured = [*THREE, result("PTN", 0, 0.5), result("Standard", 0, 0.5, ratio=1.0)]
+    plain, lines = table.summarise(measured), table.summarise(measured, published=True)
+    figures = {(line.name, line.ratio): line.published for line in lines}
+    assert figures["PTN", 0.4] == 57.3
+    assert figures["Standard", 1.0] == 76.7
+    assert figures["PIDM", 0.4] is None
+    assert figures["PIDM-paper", 0.4] == 64.8
+    alone = [line for line in lines if not line.mean]
+    assert [line.name for line in alone] == [
+        "Standard", "GFLA", "DPTN", "PIDM-paper", "PCDMs", "IMAGPose"
+    ]  # fmt: skip
+    assert all(line.ratio == 0.4 and line.gain is None and not line.seeds for line in alone)
+    gains = {line.name: (line.gain, line.interval) for line in lines if line.mean}
+    assert gains == {line.name: (line.gain, line.interval) for line in plain}
+    text = table.markdown(lines)
+    assert "| 40% | PTN | 50.0 | 57.3 |" in text
+    assert "| 40% | GFLA (published) |  | 59.7 |" in text
+    assert "published" not in table.markdown(plain)
+
+
+@pytest.mark.parametrize(
+    ("images", "row", "asked", "shown"),
+    [
+        (12_936, "PIDM", None, True),
+        (1_450, "PIDM", None, False),
+        (12_936, "oracle", None, False),  # drawn people
+        (1_450, "PIDM", True, True),
+        (12_936, "PIDM", False, False),
+    ],
+)
+def test_published_figures_are_of_market1501(
+    tmp_path: Path, images: int, row: str, asked: bool | None, shown: bool
+) -> None:
+    cell = {**result(row, 0, 0.6), "configuration": {"data": {"full_images": images}}}
+    write_json(tmp_path / "cell/result.json", cell)
+    lines = table.write_table(tmp_path, published=asked)
+    assert (len(lines) > 1) is shown
+
+
+def test_optional_keys_are_carried_by_all_three_files(tmp_path: Path) -> None:
+    more = {
+        "label": "PIDM | mine",
+        "distinct_images": 950,
+        "reranked": {"mAP": 0.75, "cmc": {"1": 0.8, "5": 0.9, "10": 1.0}},
+        "by_camera": {"c1": [7, 0.5], "c2": [0, None]},
+        "by_orientation": {"front": [3, 0.25]},
+    }
+    write_json(tmp_path / "a/result.json", {**THREE[0], **more})
+    write_json(
+        tmp_path / "b/result.json",
+        {**THREE[1], **more, "by_camera": {"c1": [7, 0.7]}, "distinct_images": 960},
+    )
+    table.write_table(tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert "| 40% | PIDM \\| mine | 955 | 75.0 | 80.0 |" in text
+    assert "| 40% | PIDM \\| mine | 60.0 (7) | 25.0 (3) |" in text
+    stored = json.loads((tmp_path / "table.json").read_text())[0]
+    assert stored["by_camera"] == {"c1": [7, pytest.approx(60)]}
+    with (tmp_path / "table.csv").open() as file:
+        row = next(csv.DictReader(file))
+    assert (row["row"], row["label"]) == ("PIDM", "PIDM | mine")
+    assert (row["reranked mAP"], row["c1 mAP"], row["front queries"]) == ("75.0", "60.0", "3")
+
+
+@pytest.mark.parametrize("change", [{"mAP": "high"}, {"cmc": {}}, {"images": None}])
+def test_what_is_no_result_is_refused_with_its_name(tmp_path: Path, change: dict[str, Any]) -> None:
+    write_json(tmp_path / "cell/result.json", {**THREE[0], **change})
+    with pytest.raises(UserError, match=r"cell/result\.json: not the result of a cell"):
+        table.write_table(tmp_path)

@@ -1,0 +1,472 @@
+"""A table, or an augmented folder, as one HTML page with plots and pictures.
+
+What a page could show but finds nothing about is named in a sentence; names and JSON values from
+outside are only ever text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pidm_core import (
+    BAD_DATA,
+    Record,
+    UserError,
+    find_keypoints,
+    load_image,
+    orientation,
+    parse_json,
+    read_keypoints,
+    read_market1501,
+    sha256,
+    skeleton,
+    write_bytes,
+)
+from pidm_reid import folder, page
+from pidm_reid.page import Series, escape, paragraph
+from pidm_reid.table import (
+    Grid,
+    Line,
+    grids,
+    is_market1501,
+    read_results,
+    summarise,
+)
+
+REPORT = "report.html"
+SELECTION = "selection.jsonl"
+SHOWN_KEPT, SHOWN_DROPPED, SHOWN_DUPLICATES = 24, 12, 10
+IMPORTED = "imported:"  # how the renderer of a folder of images is called
+ORIENTATIONS = ("front", "back", "left", "right", "unknown")
+GAIN_NOTE = (
+    "± is the standard deviation over seeds. Gain: mAP over Standard-same-steps with the same "
+    "seed, mean of the seeds [95 % interval of Student's t]; in bold if the interval excludes 0. "
+    "People: 95 % interval when the people of the query are drawn anew (bootstrap). Generator saw: "
+    "which images the generator was trained on."
+)
+
+
+# ---------------------------------------------------------------- a table
+
+
+def write_table_report(table: Path, *, published: bool | None = None) -> Path:
+    """Write report.html beside the results of a table; returns its path.
+
+    published: as in `table.write_table`. Raises UserError (BAD_DATA) without a result.json.
+    """
+    results = read_results(table)
+    shown = is_market1501(results) if published is None else published
+    lines = summarise(results, published=shown)
+    figures, *others = grids(lines)
+    body = [
+        _plot(lines),
+        page.table(figures),
+        f'<p class="soft">{escape(GAIN_NOTE)}</p>\n',
+        *(f"<h2>{escape(grid.title)}</h2>\n{page.table(grid)}" for grid in others),
+        "<h2>How to make it again</h2>\n",
+        f"<pre>{escape(_command(table, results, lines))}</pre>\n",
+        paragraph("with the settings below; the data set is not named in the results."),
+        _json("Configuration of the first cell", results[0].get("configuration", {})),
+        _json("Versions", results[0].get("versions", {})),
+    ]
+    path = table / REPORT
+    write_bytes(path, page.page(f"Table {table.resolve().name}", "".join(body)))
+    return path
+
+
+def _plot(lines: Sequence[Line]) -> str:
+    styles: dict[str, int] = {}
+    for line in lines:
+        styles.setdefault(line.name, len(styles))
+    series = []
+    for name, style in styles.items():
+        own = [line for line in lines if line.name == name and line.mean]
+        known = [(x.ratio, x.published) for x in lines if x.name == name and x.published]
+        if own:
+            series.append(
+                Series(
+                    own[0].label,
+                    [100 * line.ratio for line in own],
+                    [line.mean["mAP"] for line in own],
+                    [line.sd.get("mAP", 0.0) for line in own],
+                    style=style,
+                )
+            )
+        if known:
+            x, y = [100 * ratio for ratio, _ in known], [figure for _, figure in known]
+            series.append(Series(f"{name}, published", x, y, dashed=True, style=style))
+    return page.line_plot(
+        series, x="real images, %", y="mAP, %", alt="mAP of every row by the share of real images"
+    )
+
+
+def _command(table: Path, results: Sequence[Mapping[str, Any]], lines: Sequence[Line]) -> str:
+    """The command that made the table, as far as its results tell."""
+    foreign = {
+        result["row"]
+        for result in results
+        if str(result.get("configuration", {}).get("renderer", "")).startswith(IMPORTED)
+    }
+    rows = list(dict.fromkeys(line.name for line in lines if line.mean))
+    seeds = sorted({seed for line in lines for seed in line.seeds})
+    parts = ["python", "tools/reproduce_table.py", "reid", "--name", table.resolve().name]
+    parts += ["--rows", ",".join(row for row in rows if row not in foreign)]
+    parts += ["--ratios", ",".join(f"{r:g}" for r in sorted({line.ratio for line in lines}))]
+    parts += ["--seeds", ",".join(map(str, seeds))]
+    for row in rows:
+        if row in foreign:
+            parts += ["--row", f"{row}=DIR"]
+    return shlex.join(parts)
+
+
+def _json(title: str, value: object) -> str:
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return f"<details><summary>{escape(title)}</summary>\n<pre>{escape(text)}</pre></details>\n"
+
+
+# ---------------------------------------------------------------- an augmented folder
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What an augmented folder holds, as far as it is there."""
+
+    split: Mapping[str, Any]
+    files: Mapping[str, Record]  # training images that are there, real and generated
+    real: Sequence[str]
+    kept: Sequence[str]  # generated images that are trained on
+    dropped: Sequence[str]
+    recipes: Mapping[str, Mapping[str, Any]]  # by the name of the generated image
+    selection: Mapping[str, Mapping[str, Any]]  # the same; empty without selection.jsonl
+    keypoints: Mapping[str, np.ndarray]
+    joint_errors: Mapping[str, float]  # px
+
+
+def write_folder_report(
+    augmented: Path,
+    *,
+    keypoints: Path | None = None,
+    joint_errors: Mapping[str, float] | None = None,
+    real_similarities: Sequence[float] | None = None,
+) -> Path:
+    """Write report.html into an augmented folder; returns its path.
+
+    keypoints: file of the real images' joints (default: the one beside the data set).
+    joint_errors: name of a generated image -> mean distance of its joints from those asked, px.
+    real_similarities: of each real image, the cosine similarity to its nearest other real image.
+    Raises UserError (BAD_DATA) if it is no augmented folder, or one made for evaluation.
+    """
+    contents = _read(augmented, keypoints, joint_errors or {})
+    sections = {
+        "Images": _images(contents),
+        "Identity": _similarities(contents, real_similarities),
+        "Duplicates": _duplicates(contents),
+        "Before and after": _balance(contents),
+        "Orientation": _orientations(contents),
+    }
+    body = _summary(contents) + "".join(f"<h2>{k}</h2>\n{v}" for k, v in sections.items())
+    path = augmented / REPORT
+    write_bytes(path, page.page(f"Folder {augmented.resolve().name}", body))
+    return path
+
+
+def is_augmented(path: Path) -> bool:
+    """Whether `write_folder_report` is the report for a folder."""
+    return (path / folder.SPLIT).is_file()
+
+
+def _read(root: Path, keypoints: Path | None, joint_errors: Mapping[str, float]) -> _Contents:
+    augmented = folder.read_augmented(root, verify=False)
+    files = {record.name: record for record in read_market1501(augmented.root)}
+    selection = _read_lines(root / SELECTION)
+    out = {name for name, entry in selection.items() if not entry.get("kept")}
+    return _Contents(
+        split=augmented.split,
+        files=files,
+        real=[name for name in augmented.real if name in files],
+        kept=[name for name in augmented.synthetic if name in files and name not in out],
+        dropped=sorted(out),
+        recipes=_read_lines(root / folder.PLAN) | folder.read_ledger(root / folder.MANIFEST),
+        selection=selection,
+        keypoints=read_keypoints(keypoints) if keypoints else _beside(augmented),
+        joint_errors=joint_errors,
+    )
+
+
+def _beside(augmented: folder.Augmented) -> dict[str, np.ndarray]:
+    """Joints from beside the data set that the real images link to, {} if there are none."""
+    try:
+        first = augmented.train_folder / augmented.real[0]
+        return read_keypoints(find_keypoints(first.resolve().parent.parent))
+    except (UserError, IndexError):
+        return {}
+
+
+def _read_lines(path: Path) -> dict[str, dict[str, Any]]:
+    """JSON lines by their file name, {} without the file; UserError (BAD_DATA) for others."""
+    if not path.is_file():
+        return {}
+    entries = {}
+    for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
+        entry = parse_json(line, f"{path}:{number}")
+        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+            raise UserError(f"{path}:{number}: no file_name in this line; remove it", BAD_DATA)
+        entries[entry["file_name"]] = entry
+    return entries
+
+
+def _summary(contents: _Contents) -> str:
+    split = contents.split
+    real, kept = len(contents.real), len(contents.kept)
+    people = len({contents.files[name].pid for name in contents.real})
+    text = f"{count(real, 'real image')} of {count(people, 'person', 'people')}"
+    if isinstance(split.get("ratio"), int | float) and isinstance(split.get("full_images"), int):
+        text += f" ({split['ratio']:.0%} of {split['full_images']:,})"
+    text += f", {count(kept, 'generated image')} beside them. "
+    text += f"The generator saw: {split.get('generator_saw', 'unknown')}."
+    shown = {key: value for key, value in split.items() if key != "real"}
+    return paragraph(text) + paragraph(_selected(contents)) + _json("split.json", shown)
+
+
+def _selected(contents: _Contents) -> str:
+    """What was kept and dropped, in words."""
+    if not contents.selection:
+        return f"Nothing was selected (no {SELECTION}): every generated image is trained on."
+    reasons = Counter(str(contents.selection[name].get("reason")) for name in contents.dropped)
+    kept = len(contents.selection) - len(contents.dropped)
+    why = ", ".join(f"{number:,} {reason}" for reason, number in reasons.most_common())
+    return (
+        f"Of {count(len(contents.selection), 'candidate')} {kept:,} were kept and "
+        f"{len(contents.dropped):,} dropped{': ' if why else ''}{why}."
+    )
+
+
+def count(number: int, one: str, many: str = "") -> str:
+    """'1 image', '12,936 images'."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def _images(contents: _Contents) -> str:
+    parts = []
+    for names, limit, kind in (
+        (contents.kept, SHOWN_KEPT, "kept"),
+        (contents.dropped, SHOWN_DROPPED, "dropped"),
+    ):
+        chosen = evenly(names, limit)
+        if chosen:
+            some = (
+                f", {len(chosen)} of them evenly chosen by name" if len(chosen) < len(names) else ""
+            )
+            parts.append(paragraph(f"{count(len(names), 'image')} {kind}{some}:"))
+            cards = "".join(_card(contents, name) for name in chosen)
+            parts.append(f'<div class="cards">\n{cards}</div>\n')
+    lacking = []
+    if not contents.keypoints:
+        lacking.append("poses (no keypoint file that can be read lies beside the data set)")
+    if not contents.selection:
+        lacking.append(f"nearest real images and similarities (no {SELECTION})")
+    if lacking:
+        parts.append(paragraph(f"Not shown: {', '.join(lacking)}."))
+    return "".join(parts) or paragraph("There is no generated image.")
+
+
+def evenly(names: Sequence[str], limit: int) -> list[str]:
+    """At most `limit` of the names, the first and the last among them."""
+    places = np.linspace(0, len(names) - 1, min(limit, len(names))).astype(int)
+    return [names[k] for k in places]
+
+
+def _card(contents: _Contents, name: str) -> str:
+    recipe, chosen = contents.recipes.get(name, {}), contents.selection.get(name, {})
+    source = str(recipe.get("source") or _source_of(name, contents.files))
+    figures = [
+        _figure("source", _photo(contents, source)),
+        _figure("pose", _pose(contents, str(recipe.get("pose", "")), source)),
+        _figure("generated", _photo(contents, name)),
+    ]
+    if "nearest" in chosen:
+        figures.append(_figure("nearest real", _photo(contents, str(chosen["nearest"]))))
+    dropped = name in contents.dropped
+    strip = f'<div class="strip">{"".join(figures)}</div>'
+    verdict = ""
+    if dropped:
+        verdict = f"<strong>dropped: {escape(chosen.get('reason') or 'no reason given')}</strong>; "
+    facts = f"<p>{verdict}{escape('; '.join(_facts(contents, name)))}</p>"
+    kind = "card dropped" if dropped else "card"
+    return f'<div class="{kind}">{strip}{facts}<p class="soft">{escape(name)}</p></div>\n'
+
+
+def _source_of(name: str, files: Mapping[str, Record]) -> str:
+    """The source in the name of an image without a recipe: <source stem>_pidm0007.jpg."""
+    stem = name.rpartition("_pidm")[0]
+    return next((f"{stem}{end}" for end in (".jpg", ".jpeg", ".png") if stem + end in files), "")
+
+
+def _facts(contents: _Contents, name: str) -> list[str]:
+    record, chosen = contents.files.get(name), contents.selection.get(name, {})
+    facts = [f"person {record.pid}, camera {record.camid}"] if record else []
+    for key, what in (("own", "own person"), ("other", "another person"), ("source", "source")):
+        if (similarity := _number(chosen.get(key))) is not None:
+            facts.append(f"{what} {similarity:.2f}")
+    if (error := _number(contents.joint_errors.get(name))) is not None:
+        facts.append(f"joints {error:.1f} px off")
+    return facts
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _figure(title: str, shown: str) -> str:
+    return f"<figure>{shown}<figcaption>{escape(title)}</figcaption></figure>"
+
+
+def _photo(contents: _Contents, name: str) -> str:
+    if name not in contents.files:  # only files of this folder, whatever a line names
+        return '<p class="soft">not in this folder</p>'
+    try:
+        return page.picture(load_image(contents.files[name].path), alt=name)
+    except UserError:
+        return '<p class="soft">not readable</p>'
+
+
+def _pose(contents: _Contents, pose: str, source: str) -> str:
+    """The joints asked for, in the frame of their image; that of the source for external ones."""
+    frame = contents.files.get(pose) or contents.files.get(source)
+    if pose not in contents.keypoints or frame is None:
+        return '<p class="soft">unknown</p>'
+    try:
+        size = load_image(frame.path).shape[:2]
+    except UserError:
+        return '<p class="soft">not readable</p>'
+    return page.picture(
+        skeleton(contents.keypoints[pose], size), alt=f"joints of {pose}", drawn=True
+    )
+
+
+# ---------------------------------------------------------------- figures of a folder
+
+
+def _similarities(contents: _Contents, real: Sequence[float] | None) -> str:
+    """Distance of the kept images to the nearest training image, against that among real ones."""
+    known = [
+        [_number(contents.selection.get(name, {}).get(key)) for key in ("own", "other", "source")]
+        for name in contents.kept
+    ]
+    nearest = [1 - max(there) for row in known if (there := [x for x in row if x is not None])]
+    if not nearest:
+        return paragraph(f"Similarities are not known (no {SELECTION}).")
+    sets = {"generated to the nearest training image": nearest}
+    if real is not None and len(real):
+        sets["real to the nearest other real image"] = [1 - value for value in real]
+    text = "; ".join(f"{name}: {statistics.median(v):.3f}" for name, v in sets.items())
+    note = "" if len(sets) > 1 else " Similarities among the real images were not given."
+    return paragraph(f"Distance (1 - cosine similarity), median: {text}.{note}") + page.histogram(
+        sets,
+        x="distance, 1 - cosine similarity",
+        y="share of the images",
+        alt="Distances of generated and real images to the nearest training image",
+    )
+
+
+def _duplicates(contents: _Contents) -> str:
+    """Generated images whose files are equal, to each other or to a real one."""
+    hashes: dict[str, list[str]] = defaultdict(list)
+    for name in contents.kept:
+        hashes[sha256(contents.files[name].path)].append(name)
+    real = {sha256(contents.files[name].path): name for name in contents.real}
+    twins = [names for names in hashes.values() if len(names) > 1]
+    copies = [[*names, real[key]] for key, names in hashes.items() if key in real]
+    extra = sum(len(names) - 1 for names in twins)
+    text = f"{count(extra, 'generated image')} equal to another generated one; "
+    text += (
+        f"{count(sum(len(names) - 1 for names in copies), 'generated image')} equal to a real one."
+    )
+    shown = [" = ".join(names) for names in [*copies, *twins]][:SHOWN_DUPLICATES]
+    items = "".join(f"<li>{escape(line)}</li>" for line in shown)
+    return paragraph(text) + (f"<ul>{items}</ul>\n" if items else "")
+
+
+def _balance(contents: _Contents) -> str:
+    """Images per person and per camera, of the real images alone and with the generated ones."""
+
+    def by(names: Iterable[str], key: Callable[[Record], int]) -> Counter[int]:
+        return Counter(key(contents.files[name]) for name in names)
+
+    def row(title: str, names: Sequence[str]) -> tuple[str, ...]:
+        people = sorted(by(names, lambda record: record.pid).values()) or [0]
+        middle = f"{statistics.median(people):g}"
+        return title, f"{len(names):,}", str(people[0]), middle, str(people[-1])
+
+    after = [*contents.real, *contents.kept]
+    people = Grid(
+        "Per person",
+        "",
+        ("", "images", "fewest of a person", "median", "most"),
+        (row("real", contents.real), row("real and generated", after)),
+    )
+    before, added = (by(names, lambda r: r.camid) for names in (contents.real, contents.kept))
+    cameras = Grid(
+        "Per camera",
+        "A generated image counts for the camera of its source.",
+        ("camera", "real", "generated", "together"),
+        tuple(
+            (f"c{c}", f"{before[c]:,}", f"{added[c]:,}", f"{before[c] + added[c]:,}")
+            for c in sorted({*before, *added})
+        ),
+    )
+    return page.table(people) + page.table(cameras)
+
+
+def _orientations(contents: _Contents) -> str:
+    """Where people face: real images by their joints, generated ones by those asked for."""
+    if not contents.keypoints:
+        return paragraph("Not known: no keypoint file that can be read lies beside the data set.")
+    nobody = np.full((18, 2), np.nan)
+
+    def facing(poses: Iterable[str]) -> Counter[str]:
+        joints = [contents.keypoints.get(pose, nobody) for pose in poses]
+        return (
+            Counter(faces(float(angle)) for angle in orientation(np.array(joints)))
+            if joints
+            else Counter()
+        )
+
+    real = facing(contents.real)
+    asked = facing(str(contents.recipes.get(name, {}).get("pose", "")) for name in contents.kept)
+    together = real + asked
+
+    def share(counts: Counter[str], where: str) -> str:
+        return f"{counts[where]:,} ({counts[where] / max(1, counts.total()):.0%})"
+
+    return page.table(
+        Grid(
+            "Orientation",
+            "Left and right are the image's. Generated images count by the pose asked for.",
+            ("faces", "real", "generated", "together"),
+            tuple(
+                (where, *(share(counts, where) for counts in (real, asked, together)))
+                for where in ORIENTATIONS
+            ),
+        )
+    )
+
+
+def faces(degrees: float) -> str:
+    """Which of the four sides an `orientation` is nearest to; NaN is unknown."""
+    if math.isnan(degrees):
+        return "unknown"
+    return ("front", "right", "back", "left")[round(degrees / 90) % 4]

@@ -1,0 +1,301 @@
+"""Pages of tables and augmented folders: what they say, and that nothing from outside runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from people import make_market, planned, render_all
+from test_table import THREE
+
+from pidm_core import BAD_DATA, USAGE, UserError, write_json
+from pidm_reid import page, report
+from pidm_reid.synthesize import Generator
+
+VOID = {"meta", "link", "img", "br"}
+HOSTILE = '"><img src=x onerror=alert(1)>&$x_1$'
+
+
+class Checked(HTMLParser):
+    """Reads a page; fails where a tag is not closed, or something would be loaded."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.pictures: list[str] = []
+        self.tags: set[str] = set()
+        self.words = ""
+        text = path.read_text()
+        assert "://" not in text
+        self.feed(text)
+        self.close()
+        assert not self.open
+        self.words = " ".join(self.words.split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        assert not [name for name in values if name.startswith("on")]
+        for name in ("src", "href", "xlink:href"):
+            assert (values.get(name) or "#").startswith(("data:", "#")), values
+        if tag == "img":
+            assert (values["src"] or "").startswith("data:image/")
+            assert values["alt"]
+            self.pictures.append(values["alt"] or "")
+        self.tags.add(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in ("path", "use", "rect")
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.words += data
+
+
+# ---------------------------------------------------------------- tables
+
+
+def write_cells(folder: Path, **more: object) -> Path:
+    for k, cell in enumerate(THREE):
+        write_json(folder / f"cell{k}/result.json", {**cell, **more})
+    return folder
+
+
+def test_a_table_report_shows_figures_plot_and_settings(tmp_path: Path) -> None:
+    configuration = {"student": {"height": 64}}
+    write_cells(tmp_path, configuration=configuration, versions={"torch": "2.10"})
+    path = report.write_table_report(tmp_path, published=True)
+    assert path == tmp_path / "report.html"
+    seen = Checked(path)
+    assert "63.0 ± 3.6" in seen.words
+    assert "+4.0 [-2.6, +10.6]" in seen.words  # 4 ± 4.302653 * sqrt(7 / 3)
+    assert "GFLA, published" in seen.words
+    assert '"height": 64' in seen.words
+    assert '"torch": "2.10"' in seen.words
+    assert "--rows Standard-same-steps,PIDM --ratios 0.4 --seeds 0,1,2" in seen.words
+    assert {"svg", "use", "table", "details"} <= seen.tags
+    first = path.read_bytes()
+    assert report.write_table_report(tmp_path, published=True).read_bytes() == first
+
+
+def test_rows_of_folders_of_images_are_named_in_the_command(tmp_path: Path) -> None:
+    write_json(tmp_path / "a/result.json", THREE[0])
+    foreign = {**THREE[0], "row": "PTN", "configuration": {"renderer": "imported:12ab"}}
+    write_json(tmp_path / "b/result.json", foreign)
+    words = Checked(report.write_table_report(tmp_path)).words
+    assert "--rows PIDM --ratios 0.4 --seeds 0 --row PTN=DIR" in words
+
+
+def test_what_a_result_says_is_only_text(tmp_path: Path) -> None:
+    write_cells(
+        tmp_path,
+        label=HOSTILE,
+        generator_saw=HOSTILE,
+        by_camera={HOSTILE: [1, 0.5]},
+        configuration={HOSTILE: HOSTILE},
+    )
+    seen = Checked(report.write_table_report(tmp_path))
+    assert not seen.pictures
+    assert seen.words.count(HOSTILE) >= 5
+
+
+# ---------------------------------------------------------------- folders
+
+
+def noise(sources: np.ndarray, keypoints: np.ndarray, seeds: list[int]) -> np.ndarray:
+    """The largest files there are; every image of the same seed is the same."""
+    return np.stack(
+        [np.random.default_rng(seed).integers(0, 256, x.shape, np.uint8)
+         for seed, x in zip(seeds, sources, strict=True)]
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """216 generated images of 18 real ones; every fourth was dropped, the next two are equal."""
+    root = tmp_path_factory.mktemp("report")
+    work = planned(make_market(root / "people"), per_image=12)
+    out = root / "made"
+    render_all(work, out, Generator(noise, "noise 1", {}, size=(128, 64), saw="D_tr"))
+    names = [recipe.file_name for recipe in work.recipes]
+    train = out / "market1501/bounding_box_train"
+    (train / names[1]).write_bytes((train / names[2]).read_bytes())
+    (train / names[4]).write_bytes((train / work.real[0].name).read_bytes())
+    with (out / "selection.jsonl").open("w") as file:
+        for k, name in enumerate(names):
+            dropped = k % 4 == 3
+            reason = ("near copy" if k < 100 else "another person") if dropped else ""
+            entry = {"file_name": name, "kept": not dropped, "reason": reason, "own": 0.6,
+                     "other": 0.25, "source": 0.75, "nearest": work.real[1].name}  # fmt: skip
+            file.write(json.dumps(entry) + "\n")
+    report.write_folder_report(
+        out, joint_errors={names[0]: 5.25}, real_similarities=[0.5, 0.6, 0.9]
+    )
+    return out, names
+
+
+def test_a_folder_report_counts_in_words(made: tuple[Path, list[str]]) -> None:
+    out, names = made
+    words = Checked(out / "report.html").words
+    assert "18 real images of 6 people (50% of 36), 162 generated images beside them" in words
+    assert (
+        "Of 216 candidates 162 were kept and 54 dropped: 29 another person, 25 near copy" in words
+    )
+    assert "162 images kept, 24 of them evenly chosen" in words
+    assert "54 images dropped, 12 of them evenly chosen" in words
+    assert "1 generated image equal to another generated one" in words
+    assert f"{names[1]} = {names[2]}" in words
+    assert "1 generated image equal to a real one" in words
+    assert "training image: 0.250; real to the nearest other real image: 0.400" in words
+    assert "person 2, camera 2; own person 0.60; another person 0.25; source 0.75" in words
+    assert "joints 5.2 px off" in words
+    assert "dropped: near copy" in words
+
+
+def test_a_folder_report_is_small_and_shows_four_pictures_of_each(
+    made: tuple[Path, list[str]],
+) -> None:
+    out, names = made
+    assert (out / "report.html").stat().st_size < 2 << 20
+    pictures = Checked(out / "report.html").pictures
+    assert len(pictures) == 4 * (report.SHOWN_KEPT + report.SHOWN_DROPPED)
+    recipe = json.loads((out / "plan.jsonl").read_text().splitlines()[0])
+    nearest = json.loads((out / "selection.jsonl").read_text().splitlines()[0])["nearest"]
+    assert pictures[:4] == [recipe["source"], f"joints of {recipe['pose']}", names[0], nearest]
+
+
+def test_orientations_and_cameras_count_every_image(made: tuple[Path, list[str]]) -> None:
+    text = (made[0] / "report.html").read_text()
+    rows = re.findall(r"<tr><td>(c\d|front|back|left|right|unknown)</td>(.*?)</tr>", text)
+    numbers = {name: [int(x) for x in re.findall(r"<td>(\d+)", cells)] for name, cells in rows}
+    for group in (("c1", "c2", "c3"), report.ORIENTATIONS):
+        assert np.sum([numbers[name] for name in group], axis=0).tolist() == [18, 162, 180]
+
+
+def test_without_selection_and_joints_a_sentence_says_so(market: Path, tmp_path: Path) -> None:
+    work = planned(market)
+    render_all(work, tmp_path / "made", copy=True)  # no link leads to the joints
+    seen = Checked(report.write_folder_report(tmp_path / "made"))
+    assert "Nothing was selected (no selection.jsonl)" in seen.words
+    assert "Not shown: poses (no keypoint file" in seen.words
+    assert "Similarities are not known" in seen.words
+    assert len(seen.pictures) == 2 * len(work.recipes)
+    given = market / "market1501/market-annotation-train.csv"
+    seen = Checked(report.write_folder_report(tmp_path / "made", keypoints=given))
+    assert len(seen.pictures) == 3 * len(work.recipes)
+
+
+def test_hostile_names_are_text_and_lead_nowhere(tmp_path: Path) -> None:
+    market = make_market(tmp_path / "people", train=2)
+    train = market / "market1501/bounding_box_train"
+    for path in train.iterdir():
+        path.rename(train / path.name.replace(".jpg", f"{HOSTILE}.jpg"))
+    csv = market / "market1501/market-annotation-train.csv"
+    csv.write_text(csv.read_text().replace(".jpg", f"{HOSTILE}.jpg"))
+    work = planned(market)
+    render_all(work, tmp_path / "made")
+    outside = next((market / "market1501/query").iterdir()).name
+    line = {
+        "file_name": work.recipes[0].file_name,
+        "kept": False,
+        "own": "x",
+        "reason": HOSTILE,
+        "nearest": f"../query/{outside}",
+    }
+    (tmp_path / "made/selection.jsonl").write_text(json.dumps(line) + "\n")
+    seen = Checked(report.write_folder_report(tmp_path / "made"))
+    assert f"dropped: {HOSTILE}" in seen.words
+    assert "not in this folder" in seen.words
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"kept": true}'])
+def test_a_broken_selection_is_refused_with_its_line(
+    made: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    (made[0] / "broken.jsonl").write_text(line)
+    monkeypatch.setattr(report, "SELECTION", "broken.jsonl")
+    with pytest.raises(UserError, match=r"broken\.jsonl:1: ") as error:
+        report.write_folder_report(made[0])
+    assert error.value.code == BAD_DATA
+
+
+@pytest.mark.parametrize(
+    ("degrees", "side"),
+    [(0, "front"), (44, "front"), (46, "right"), (-50, "left"), (180, "back"), (-136, "back"),
+     (float("nan"), "unknown")],
+)  # fmt: skip
+def test_four_sides(degrees: float, side: str) -> None:
+    assert report.faces(degrees) == side
+
+
+def test_pictures_are_at_most_128_px_high() -> None:
+    import base64
+    import io
+
+    from PIL import Image
+
+    shown = page.picture(np.zeros((256, 176, 3), np.uint8), alt="x")
+    code = re.search(r"base64,([^\"]*)", shown)
+    assert code
+    assert Image.open(io.BytesIO(base64.b64decode(code[1]))).size == (88, 128)
+
+
+# ---------------------------------------------------------------- the tool
+
+
+@pytest.fixture
+def tool() -> Callable[[list[str]], int]:
+    spec = importlib.util.spec_from_file_location(
+        "tool_report", Path(__file__).parents[1] / "tools/report.py"
+    )
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    main: Callable[[list[str]], int] = module.main
+    return main
+
+
+def test_the_tool_sees_which_kind_of_folder_it_is(
+    tool: Callable[[list[str]], int],
+    market: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table, made = write_cells(tmp_path / "table"), tmp_path / "made"
+    render_all(planned(market, per_image=1), made)
+    assert tool([str(table), str(made), "--published"]) == 0
+    assert capsys.readouterr().out == f"-> {table}/report.html\n-> {made}/report.html\n"
+    assert "<title>Table table</title>" in (table / "report.html").read_text()
+    assert "(published)" in (table / "report.html").read_text()
+    assert "<title>Folder made</title>" in (made / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], USAGE, "name a folder"),
+        (["nowhere"], BAD_DATA, "nowhere: neither an augmented folder"),
+        (["x", "--joint-errors", "no.json"], BAD_DATA, "no.json: no such file"),
+    ],
+)
+def test_wrong_arguments(
+    tool: Callable[[list[str]], int], arguments: list[str], code: int, message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        tool(arguments)
+    assert message in str(error.value)
+    assert error.value.code == code

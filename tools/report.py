@@ -1,0 +1,59 @@
+"""Show a table, or an augmented folder, as one HTML page: report.html in the folder.
+
+A folder with split.json is an augmented one; one with result.json files below is a table's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pidm_core import BAD_DATA, DONE, UserError, parse, read_json, run
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which folders, and what else is known of them."""
+
+    folders: tuple[str, ...] = ()
+    """Folders of tables or augmented folders; may be given without the flag."""
+    published: bool | None = None
+    """Show the papers' figures in a table (default: if it is of Market-1501)."""
+    keypoints: str = ""
+    """Keypoint file of the real images (default: the one beside the data set)."""
+    joint_errors: str = ""
+    """JSON file, name of a generated image -> error of its joints in pixels."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the page of every folder."""
+    example = "python tools/report.py results/demo"
+    options = parse(
+        Options, argv, prog="report", description=__doc__, example=example, rest="folders"
+    )
+    if not options.folders:
+        raise UserError(f"name a folder (example: {example})")
+
+    from pidm_reid.report import is_augmented, write_folder_report, write_table_report
+
+    errors = read_json(options.joint_errors) if options.joint_errors else {}
+    if not isinstance(errors, dict):
+        raise UserError(f"{options.joint_errors}: not a JSON object of names and pixels", BAD_DATA)
+    for folder in map(Path, options.folders):
+        if is_augmented(folder):
+            keypoints = Path(options.keypoints) if options.keypoints else None
+            path = write_folder_report(folder, keypoints=keypoints, joint_errors=errors)
+        elif next(folder.glob("*/result.json"), None):
+            path = write_table_report(folder, published=options.published)
+        else:
+            raise UserError(
+                f"{folder}: neither an augmented folder (split.json) nor that of a table "
+                "(result.json files in its folders)",
+                BAD_DATA,
+            )
+        print(f"-> {path}")
+    return DONE
+
+
+if __name__ == "__main__":
+    run(main)

@@ -108,6 +108,9 @@ if TYPE_CHECKING:
         mirror as mirror,
     )
     from pidm_core.keypoints import (
+        orientation as orientation,
+    )
+    from pidm_core.keypoints import (
         passes_patn as passes_patn,
     )
     from pidm_core.keypoints import (
@@ -150,6 +153,7 @@ _HOME = {
     "make_pairs": "data",
     "mirror": "keypoints",
     "named_pair": "image_names",
+    "orientation": "keypoints",
     "parse": "config",
     "parse_json": "files",
     "passes_patn": "keypoints",

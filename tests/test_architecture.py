@@ -49,7 +49,7 @@ ARROWS = {
         "probe_report": "hardware keypoints pipeline pose probe probe_networks toy_market",
     },
     "pidm_reid": {
-        "config": "", "compat": "", "folder": "", "plan": "", "retrieval": "",
+        "config": "", "compat": "", "folder": "", "plan": "", "retrieval": "compat",
         "table": "", "weights": "", "sheet": "plan",
         "synthesize": "folder plan",
         "generators": "synthesize config",

@@ -29,7 +29,7 @@ from pidm_core import (
     track,
     write_json,
 )
-from pidm_reid import folder, generators, leaks, plan, retrieval
+from pidm_reid import folder, generators, leaks, plan
 from pidm_reid.config import ReidTable
 from pidm_reid.imported import import_images
 from pidm_reid.synthesize import (
@@ -129,6 +129,7 @@ def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
             _refuse_changes(path, result["configuration"], configuration)
             yield cell, result, False
             continue
+        bench.guard()
         result = bench.run(cell, configuration)
         write_json(path, result)
         yield cell, result, True
@@ -208,6 +209,10 @@ class Bench:
     def contents(self) -> leaks.Contents:
         """The data set's images, hashed; UserError if a test image is a training image too."""
         return leaks.read_contents(self.table.data)
+
+    def guard(self) -> None:
+        """Refuse a data set whose test images are among its training images."""
+        assert self.contents
 
     def _work(self, cell: Cell, times: int = 1) -> Work:
         """The plan of a ratio and a seed, the same for all rows."""
@@ -291,7 +296,6 @@ class Bench:
         table, row, work = self.table, self.rows[cell.row], self.work(cell)
         student, anew = table.student, table.policy.start == "scratch"
         test = finetune.read_test(table.data)
-        leaks.check(self.contents)
         made = self._images(cell)
         items = finetune.train_list([*(r.path for r in work.real), *made.real], made.synthetic)
         if row.train == "repeated":
@@ -362,7 +366,7 @@ class Bench:
 
     def _images(self, cell: Cell) -> Made:
         """What a cell trains on besides D_tr, made as far as it is not there."""
-        row, begin = self.rows[cell.row], time.perf_counter()
+        row = self.rows[cell.row]
         if row.train == "more real":
             return Made(real=self.more_real(cell))
         if row.train != "augmented":

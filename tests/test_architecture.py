@@ -51,7 +51,7 @@ ARROWS = {
     },
     "pidm_reid": {
         "config": "", "compat": "", "coverage": "", "folder": "", "plan": "coverage",
-        "retrieval": "",
+        "retrieval": "compat",
         "table": "", "weights": "", "sheet": "plan",
         "page": "table", "report": "folder page table",
         "synthesize": "folder plan",

@@ -39,6 +39,11 @@ def view(joints: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(turns), -1, turns).astype(int)
 
 
+def facing(joints: np.ndarray) -> list[str]:
+    """The view of each pose (N, 18, 2) as a word: one of VIEWS, or 'unknown'."""
+    return [(*VIEWS, "unknown")[k] for k in view(joints)]
+
+
 @dataclass(frozen=True)
 class Cells:
     """Views, each divided by the nearest of its centres."""

@@ -12,6 +12,7 @@ import functools
 import importlib.metadata
 import platform
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pidm_core import (
+    Record,
     UserError,
     find_keypoints,
     read_json,
@@ -29,7 +31,7 @@ from pidm_core import (
     track,
     write_json,
 )
-from pidm_reid import folder, generators, leaks, plan
+from pidm_reid import coverage, folder, generators, leaks, plan, retrieval
 from pidm_reid.config import ReidTable
 from pidm_reid.imported import import_images
 from pidm_reid.synthesize import (
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from pidm_reid.weights import State
 
 STANDARD, SAME_STEPS = "Standard", "Standard-same-steps"
+NOBODY = np.full((18, 2), np.nan, dtype=np.float32)
+STRICT = ("D_tr", "drawn people + D_tr")  # what a strict generator may have seen
 CANDIDATES = 2  # generated for each image that a selection keeps
 
 
@@ -207,12 +211,22 @@ class Bench:
 
     @functools.cached_property
     def contents(self) -> leaks.Contents:
-        """The data set's images, hashed; UserError if a test image is a training image too."""
+        """The data set's images, hashed."""
         return leaks.read_contents(self.table.data)
 
     def guard(self) -> None:
         """Refuse a data set whose test images are among its training images."""
-        assert self.contents
+        leaks.refuse_overlap(self.contents, self.table.data)
+
+    @functools.cached_property
+    def query_views(self) -> list[str] | None:
+        """Which side the people of the query show; None without a keypoint file of theirs."""
+        records = folder.read_people(self.table.data, folder.QUERY)
+        try:
+            joints = read_keypoints(find_keypoints(self.table.data, folder.QUERY))
+        except UserError:
+            return None
+        return coverage.facing(np.stack([joints.get(r.name, NOBODY) for r in records]))
 
     def _work(self, cell: Cell, times: int = 1) -> Work:
         """The plan of a ratio and a seed, the same for all rows."""
@@ -320,7 +334,7 @@ class Bench:
         if first:
             weights.save_state(self._standard_path(cell), state)
         return {
-            **self._result(cell, result, made=made, before=0 if first or anew else 1),
+            **self._result(cell, result, test.query, made=made, before=0 if first or anew else 1),
             "weights": configuration["student"]["weights"],
             "left_out": work.broken + made.left_out,
             "configuration": configuration,
@@ -340,8 +354,8 @@ class Bench:
         config = strict.strict_config(table.strict, seed=cell.seed)
         strict.train_strict(work, self.keypoints, config, Path(run))
         saw = self._saw(run, work)
-        if not saw.endswith("D_tr"):
-            raise UserError(f"{run}: a strict generator that saw {saw}")
+        if saw not in STRICT:
+            raise UserError(f"{run}: a strict generator that saw {saw}, not D_tr alone")
         return generators.pidm(run, sampling=table.sample, saw=saw)
 
     def strict_run(self, cell: Cell) -> Path:
@@ -413,10 +427,13 @@ class Bench:
             "plan": work.split["plan"],
         }
         if not (note.is_file() and read_json(note) == asked):
+            pids = {record.name: record.pid for record in work.real}
             choices = scoring.choose(
-                work,
+                work.real,
+                work.recipes,
                 out / folder.BASE / folder.TRAIN,
-                keep=self.work(cell).recipes,
+                joints=work.poses.keypoints,
+                keep=Counter(pids[recipe.source] for recipe in self.work(cell).recipes),
                 student=self.table.student,
                 config=self.table.selection,
                 seed=cell.seed,
@@ -429,7 +446,8 @@ class Bench:
         """Another generator's images, of them at most as many as the plan has."""
         work, out = self.work(cell), self.folder(cell)
         images = Path(self.rows[cell.row].source)
-        left_out = [line for line in import_images(work, images, out) if line]
+        real = {**self.contents.train, **self.contents.test}
+        left_out = [line for line in import_images(work, images, out, real=real) if line]
         taken = folder.read_augmented(out)
         if not taken.synthetic:
             raise UserError(f"{images}: none of its images can be used; {left_out[0]}")
@@ -456,16 +474,19 @@ class Bench:
         key = sha256(repr(sorted(standard.items())).encode())[:12]
         return cell.path(self.table).parents[1] / "standard" / f"{key}.safetensors"
 
-    def _result(self, cell: Cell, result: Result, *, made: Made, before: int) -> dict[str, Any]:
-        student, ranking = self.table.student, result.ranking
+    def _result(
+        self, cell: Cell, result: Result, query: Sequence[Record], *, made: Made, before: int
+    ) -> dict[str, Any]:
+        student, ranking, views = self.table.student, result.ranking, self.query_views
         real = len(self.work(cell).real) + len(made.real)
         return {
             "row": cell.row,
+            "label": cell.row.replace("strict", "strict+toy")
+            if made.saw == STRICT[1]
+            else cell.row,
             "ratio": cell.ratio,
             "seed": cell.seed,
-            "mAP": ranking.mAP,
-            "mINP": ranking.mINP,
-            "cmc": {str(k): ranking.rank(k) for k in (1, 5, 10, 20)},
+            **_figures(ranking),
             "generator_saw": made.saw,
             "images": {
                 "entries": result.images,
@@ -489,10 +510,10 @@ class Bench:
                 "generator_seconds": made.generator_seconds,
                 "images_per_s": result.images_per_s,
             },
-            "by_person": result.by_person,
-            "by_camera": result.by_camera,
-            "by_orientation": result.by_orientation,
-            **({"reranked": result.reranked} if result.reranked else {}),
+            "by_person": retrieval.by_person(ranking, [record.pid for record in query]),
+            "by_camera": retrieval.by_group(ranking, [f"c{record.camid}" for record in query]),
+            "by_orientation": retrieval.by_group(ranking, views) if views else {},
+            "reranked": _figures(result.reranked) if result.reranked else {},
             "versions": versions(),
         }
 
@@ -508,6 +529,11 @@ class Made:
     synthesis_seconds: float = 0.0
     selection_seconds: float = 0.0
     generator_seconds: float = 0.0
+
+
+def _figures(ranking: retrieval.Ranking) -> dict[str, Any]:
+    cmc = {str(k): ranking.rank(k) for k in (1, 5, 10, 20)}
+    return {"mAP": ranking.mAP, "mINP": ranking.mINP, "cmc": cmc}
 
 
 def versions() -> dict[str, str]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from pidm_reid.plan import shuffled
 from pidm_reid.weights import State, backbone, describe_weights, imagenet_file
 
 NETWORK = "resnet50"
+MEASURED_PEOPLE = 100
 torchreid = compat.torchreid()
 _SoftmaxEngine: Any = torchreid.engine.ImageSoftmaxEngine
 _ImageDataset: Any = torchreid.data.ImageDataset
@@ -62,6 +64,7 @@ class Result:
     images_per_s: float  # while training
     weights: str  # "ImageNet …", "from scratch" or "Standard"
     precision: str
+    reranked: retrieval.Ranking | None = None  # the same features with k-reciprocal re-ranking
 
 
 # ---------------------------------------------------------------- the engine
@@ -137,6 +140,7 @@ def train_and_test(
     seed: int,
     start: State | None = None,
     how: How | None = None,
+    rerank: bool = False,
     label: str = "ResNet50",
 ) -> tuple[State, Result]:
     """Train from `start` (None: ImageNet or random weights) and test; (weights, figures).
@@ -151,7 +155,8 @@ def train_and_test(
         label=label,
     )  # fmt: skip
     trained = time.perf_counter()
-    ranking = test_network(engine, test)
+    features = embed_test(engine)
+    ranking = rank(features, test)
     tail = history[-max(1, len(history) // 10) :]
     result = Result(
         ranking=ranking,
@@ -165,6 +170,7 @@ def train_and_test(
         images_per_s=stage.steps * config.batch_size / (trained - begin),
         weights=weights,
         precision="bf16" if engine.bf16 else "fp32",
+        reranked=rank(features, test, by=retrieval.rerank) if rerank else None,
     )
     return {name: value.cpu() for name, value in engine.model.state_dict().items()}, result
 
@@ -184,9 +190,7 @@ def train_and_embed(
     engine, *_ = _train(
         train, both, config=config, stage=stage, seed=seed, start=None, how=How(), label=label
     )
-    engine.set_model_mode("eval")
-    (loaders,) = engine.test_loader.values()
-    return _features(engine, loaders["gallery"])
+    return embed_test(engine)[1]
 
 
 def _train(
@@ -322,6 +326,22 @@ def _make_model(
     return model, describe_weights(config.weights)
 
 
+def measure_speed(config: StudentConfig) -> float:
+    """Training images a second on this machine, from three iterations on noise."""
+    loaders = {"train_loader": [], "test_loader": {}, "num_train_pids": MEASURED_PEOPLE}
+    manager = SimpleNamespace(**loaders, use_gpu=torch.cuda.is_available())
+    model = torchreid.models.build_model(NETWORK, MEASURED_PEOPLE, loss="softmax", pretrained=False)
+    engine = _make_engine(manager, model, config=config, stage=Stage())
+    engine.set_model_mode("train")
+    noise = torch.randn(config.batch_size, 3, config.height, config.width)
+    batch = {"img": noise, "pid": torch.arange(config.batch_size) % MEASURED_PEOPLE}
+    engine.forward_backward(batch)  # the first is slower
+    begin = time.perf_counter()
+    for _ in range(2):
+        engine.forward_backward(batch)
+    return 2 * config.batch_size / (time.perf_counter() - begin)
+
+
 # ---------------------------------------------------------------- testing
 
 
@@ -334,14 +354,23 @@ def read_test(root: str | Path) -> TestSet:
     return TestSet(query, gallery, sum(map(len, both)) - len(query) - len(gallery))
 
 
-def test_network(engine: FastSoftmaxEngine, test: TestSet) -> retrieval.Ranking:
-    """Rank the gallery for every query with the engine's network."""
+def embed_test(engine: FastSoftmaxEngine) -> tuple[np.ndarray, np.ndarray]:
+    """Features of query (Q, 2048) and gallery (G, 2048) by the engine's network."""
     engine.set_model_mode("eval")
     (loaders,) = engine.test_loader.values()
     query, gallery = (_features(engine, loaders[side]) for side in ("query", "gallery"))
-    ranking = retrieval.evaluate(
-        query,
-        gallery,
+    return query, gallery
+
+
+def rank(
+    features: tuple[np.ndarray, np.ndarray],
+    test: TestSet,
+    *,
+    by: Callable[..., retrieval.Ranking] = retrieval.evaluate,
+) -> retrieval.Ranking:
+    """Rank the gallery for every query."""
+    ranking = by(
+        *features,
         query_pids=np.array([record.pid for record in test.query]),
         gallery_pids=np.array([record.pid for record in test.gallery]),
         query_camids=np.array([record.camid for record in test.query]),

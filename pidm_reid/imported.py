@@ -13,6 +13,7 @@ from pidm_core import (
     BAD_DATA,
     Record,
     UserError,
+    content_key,
     encode_jpeg,
     load_image,
     named_pair,
@@ -26,12 +27,15 @@ from pidm_reid.plan import Recipe
 from pidm_reid.synthesize import Generator, Work, ledger_entry, start
 
 
-def import_images(work: Work, images: Path, out: Path, *, copy: bool = False) -> Iterator[str]:
+def import_images(
+    work: Work, images: Path, out: Path, *, real: Mapping[str, str], copy: bool = False
+) -> Iterator[str]:
     """Take over images that another generator made; yields '' for each, or why it was left out.
 
     Person and camera come from the first `pid_cC` in a name, as in <source>_2_<target>_vis.png.
-    Left out: broken files, people that are not in D_tr, and images made from a training image
-    that is not in D_tr (its method would have seen more than the others). Raises UserError for an
+    real: content_key -> name of the data set's images. Left out: copies of these, broken files,
+    people that are not in D_tr, and images made from a training image that is not in D_tr (its
+    method would have seen more than the others). Raises UserError for an
     empty folder, and for test pairs that tools/render_pairs.py drew.
     """
     note = images / "pairs.json"
@@ -54,6 +58,9 @@ def import_images(work: Work, images: Path, out: Path, *, copy: bool = False) ->
     people = {record.pid for record in work.real}
     numbers: dict[str, int] = {}
     for path in files:
+        if twin := real.get(content_key(path)):
+            yield f"{path}: is no generated image but a copy of {twin}"
+            continue
         try:
             recipe = _imported_recipe(path, stems, people, numbers)
             entry = ledger.get(recipe.file_name)

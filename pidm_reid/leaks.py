@@ -26,20 +26,23 @@ class Contents:
 
 
 def read_contents(data: str | Path) -> Contents:
-    """Hash a data set; UserError (BAD_DATA) if a test image is a training image as well."""
+    """Hash a data set, with query and gallery if it has them."""
     records = folder.read_people(data)
     home = records[0].path.parent.parent
     tested = [s for s in (folder.QUERY, folder.GALLERY) if (home / s).is_dir()]
     test = [record for subset in tested for record in folder.read_people(data, subset)]
     train_keys, test_keys = ({content_key(r.path): r.name for r in x} for x in (records, test))
-    contents = Contents(train_keys, test_keys)
+    return Contents(train_keys, test_keys)
+
+
+def refuse_overlap(contents: Contents, data: str | Path) -> None:
+    """UserError (BAD_DATA) if a test image is a training image as well, whatever its name."""
     if both := sorted(contents.train.keys() & contents.test.keys()):
         raise UserError(
             f"{data}: {len(both)} images are in the training set and in query or gallery, such as "
             f"{contents.train[both[0]]} and {contents.test[both[0]]}; a score on them says nothing",
             BAD_DATA,
         )
-    return contents
 
 
 def generator_saw(

@@ -24,7 +24,6 @@ from pidm_core import (
     UserError,
     find_keypoints,
     load_image,
-    orientation,
     parse_json,
     read_keypoints,
     read_market1501,
@@ -32,7 +31,7 @@ from pidm_core import (
     skeleton,
     write_bytes,
 )
-from pidm_reid import folder, page
+from pidm_reid import coverage, folder, page
 from pidm_reid.page import Series, escape, paragraph
 from pidm_reid.table import (
     Grid,
@@ -44,10 +43,8 @@ from pidm_reid.table import (
 )
 
 REPORT = "report.html"
-SELECTION = "selection.jsonl"
 SHOWN_KEPT, SHOWN_DROPPED, SHOWN_DUPLICATES = 24, 12, 10
 IMPORTED = "imported:"  # how the renderer of a folder of images is called
-ORIENTATIONS = ("front", "back", "left", "right", "unknown")
 GAIN_NOTE = (
     "± is the standard deviation over seeds. Gain: mAP over Standard-same-steps with the same "
     "seed, mean of the seeds [95 % interval of Student's t]; in bold if the interval excludes 0. "
@@ -188,7 +185,7 @@ def is_augmented(path: Path) -> bool:
 def _read(root: Path, keypoints: Path | None, joint_errors: Mapping[str, float]) -> _Contents:
     augmented = folder.read_augmented(root, verify=False)
     files = {record.name: record for record in read_market1501(augmented.root)}
-    selection = _read_lines(root / SELECTION)
+    selection = _read_lines(root / folder.SELECTION)
     out = {name for name, entry in selection.items() if not entry.get("kept")}
     return _Contents(
         split=augmented.split,
@@ -241,7 +238,7 @@ def _summary(contents: _Contents) -> str:
 def _selected(contents: _Contents) -> str:
     """What was kept and dropped, in words."""
     if not contents.selection:
-        return f"Nothing was selected (no {SELECTION}): every generated image is trained on."
+        return f"Nothing was selected (no {folder.SELECTION}): every generated image is trained on."
     reasons = Counter(str(contents.selection[name].get("reason")) for name in contents.dropped)
     kept = len(contents.selection) - len(contents.dropped)
     why = ", ".join(f"{number:,} {reason}" for reason, number in reasons.most_common())
@@ -277,7 +274,7 @@ def _images(contents: _Contents) -> str:
     if not contents.keypoints:
         lacking.append("poses (no keypoint file that can be read lies beside the data set)")
     if not contents.selection:
-        lacking.append(f"nearest real images and similarities (no {SELECTION})")
+        lacking.append(f"nearest real images and similarities (no {folder.SELECTION})")
     if lacking:
         parts.append(paragraph(f"Not shown: {', '.join(lacking)}."))
     return "".join(parts) or paragraph("There is no generated image.")
@@ -368,7 +365,7 @@ def _similarities(contents: _Contents, real: Sequence[float] | None) -> str:
     ]
     nearest = [1 - max(there) for row in known if (there := [x for x in row if x is not None])]
     if not nearest:
-        return paragraph(f"Similarities are not known (no {SELECTION}).")
+        return paragraph(f"Similarities are not known (no {folder.SELECTION}).")
     sets = {"generated to the nearest training image": nearest}
     if real is not None and len(real):
         sets["real to the nearest other real image"] = [1 - value for value in real]
@@ -439,11 +436,7 @@ def _orientations(contents: _Contents) -> str:
 
     def facing(poses: Iterable[str]) -> Counter[str]:
         joints = [contents.keypoints.get(pose, nobody) for pose in poses]
-        return (
-            Counter(faces(float(angle)) for angle in orientation(np.array(joints)))
-            if joints
-            else Counter()
-        )
+        return Counter(coverage.facing(np.array(joints).reshape(-1, 18, 2)))
 
     real = facing(contents.real)
     asked = facing(str(contents.recipes.get(name, {}).get("pose", "")) for name in contents.kept)
@@ -459,14 +452,7 @@ def _orientations(contents: _Contents) -> str:
             ("faces", "real", "generated", "together"),
             tuple(
                 (where, *(share(counts, where) for counts in (real, asked, together)))
-                for where in ORIENTATIONS
+                for where in (*coverage.VIEWS, "unknown")
             ),
         )
     )
-
-
-def faces(degrees: float) -> str:
-    """Which of the four sides an `orientation` is nearest to; NaN is unknown."""
-    if math.isnan(degrees):
-        return "unknown"
-    return ("front", "right", "back", "left")[round(degrees / 90) % 4]

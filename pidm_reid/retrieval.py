@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pidm_core import BAD_DATA, UserError, orientation
+from pidm_core import BAD_DATA, UserError
 from pidm_reid import compat
 
 Ints = NDArray[np.integer]
@@ -167,17 +167,6 @@ def _grouped(ranking: Ranking, labels: Iterable[Any]) -> dict[str, list[float]]:
         if not np.isnan(precision):
             groups.setdefault(str(label), []).append(float(precision))
     return groups
-
-
-def facing(keypoints: Floats) -> list[str]:
-    """Which side of them people show, from joints (N, 18, 2): a label for `by_group`.
-
-    "front", "back", "left" or "right" (the edge of the image that they face), each 90 degrees
-    wide, or "unknown" where the joints do not tell.
-    """
-    sides = np.array(["front", "right", "back", "left", "unknown"])
-    quarters = np.round(orientation(keypoints) / 90) % 4
-    return [str(side) for side in sides[np.where(np.isnan(quarters), 4, quarters).astype(int)]]
 
 
 def check_features(features: Floats, what: str, *, taken: Bools | None = None) -> Floats:

@@ -5,67 +5,124 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pidm_core import JOINTS, Record, read_text, write_bytes
-from pidm_reid import finetune, folder, selection
+from pidm_core import (
+    JOINTS,
+    Record,
+    find_keypoints,
+    read_keypoints,
+    to_dict,
+    write_bytes,
+)
+from pidm_reid import coverage, finetune, folder, selection
 from pidm_reid.config import SelectionConfig, StudentConfig
-from pidm_reid.plan import Recipe
+from pidm_reid.dataset import person
+from pidm_reid.plan import Recipe, write_recipes
 from pidm_reid.selection import Choice
-from pidm_reid.synthesize import Work
 
-_SHOULDERS = [JOINTS.index("right_shoulder"), JOINTS.index("left_shoulder")]
+NOBODY = np.full((18, 2), np.nan, dtype=np.float32)
 _HIPS = [JOINTS.index("right_hip"), JOINTS.index("left_hip")]
 
 
 def choose(
-    work: Work,
+    real: Sequence[Record],
+    recipes: Sequence[Recipe],
     images: Path,
     *,
-    keep: Sequence[Recipe],
+    joints: Mapping[str, np.ndarray],
+    keep: Mapping[int, int],
     student: StudentConfig,
     config: SelectionConfig,
     seed: int,
 ) -> list[Choice]:
-    """Judge the images of a plan that lie in a folder; keep as many of each person as `keep` has.
+    """Judge the images of these recipes that lie in a folder; keep `keep[pid]` of every person.
 
-    Trains two networks by `config.network`, each on one half of D_tr's people.
+    joints: of the recipes' poses, by name. Trains two networks by `config.network`, each on the
+    real images of one half of the people.
     """
-    pids = {record.name: record.pid for record in work.real}
-    count = Counter(pids[recipe.source] for recipe in keep)
-    halves = selection.folds([record.pid for record in work.real], seed=seed)
+    pids = {record.name: record.pid for record in real}
+    halves = selection.folds(list(pids.values()), seed=seed)
     choices: list[Choice] = []
     for number, (half, others) in enumerate((halves, halves[::-1])):
-        real = [record for record in work.real if record.pid in half]
-        made = [recipe for recipe in work.recipes if pids[recipe.source] in half]
-        place = {record.name: k for k, record in enumerate(real)}
-        drawn = [
-            Record(images / r.file_name, r.file_name, pids[r.source], real[place[r.source]].camid)
-            for r in made
-        ]
+        known = [record for record in real if record.pid in half]
+        made = [recipe for recipe in recipes if pids[recipe.source] in half]
+        place = {record.name: k for k, record in enumerate(known)}
+        drawn = [Record(images / r.file_name, r.file_name, pids[r.source], 0) for r in made]
         features = finetune.train_and_embed(
-            finetune.train_list(record.path for record in work.real if record.pid in others),
-            [*real, *drawn],
+            finetune.train_list(record.path for record in real if record.pid in others),
+            [*known, *drawn],
             config=student,
             stage=config.network,
             seed=seed,
             label=f"judge {number + 1} of 2",
         )
+        poses = [joints.get(recipe.pose, NOBODY) for recipe in made]
         choices += selection.select(
             [recipe.file_name for recipe in made],
-            features=features[len(real) :],
+            features=features[len(known) :],
             sources=np.array([place[recipe.source] for recipe in made], dtype=int),
-            poses=postures(np.stack([work.poses.keypoints[recipe.pose] for recipe in made])),
-            real_names=[record.name for record in real],
-            real_features=features[: len(real)],
-            real_pids=np.array([record.pid for record in real]),
-            keep=count,
+            poses=postures(np.array(poses).reshape(-1, 18, 2)),
+            real_names=[record.name for record in known],
+            real_features=features[: len(known)],
+            real_pids=np.array([record.pid for record in known]),
+            keep=keep,
             config=config,
         )
     return sorted(choices, key=lambda choice: choice.file_name)
+
+
+def select_folder(
+    source: Path,
+    out: Path,
+    *,
+    keypoints: Path | None,
+    keep: float,
+    student: StudentConfig,
+    config: SelectionConfig,
+    seed: int,
+) -> list[Choice]:
+    """Make another augmented folder of the better images of one, the share `keep` of each person.
+
+    The first folder is not changed; the second links to its images. Done before, it is only read.
+    Raises UserError if `out` holds another selection or something else.
+    """
+    augmented = folder.read_augmented(source)
+    ledger = folder.read_ledger(source / folder.MANIFEST)
+    names = [field.name for field in dataclasses.fields(Recipe)]
+    recipes = [Recipe(**{k: ledger[name][k] for k in names}) for name in augmented.synthetic]
+    images = augmented.train_folder
+    real = [Record(images / n, n, *person(n)) for n in augmented.real]
+    asked = {**to_dict(config), "keep": keep, "seed": seed, "height": student.height}
+    folder.start_folder(out, {**augmented.split, "selection": asked})
+    if not (out / folder.SELECTION).is_file():
+        beside = keypoints or find_keypoints(real[0].path.resolve().parent.parent)
+        pids = {record.name: record.pid for record in real}
+        made = Counter(pids[recipe.source] for recipe in recipes)
+        choices = choose(
+            real,
+            recipes,
+            images,
+            joints=read_keypoints(beside),
+            keep={pid: round(keep * count) for pid, count in made.items()},
+            student=student,
+            config=config,
+            seed=seed,
+        )
+        write_choices(out, choices)
+    choices = read_choices(out)
+    folder.lay_out(out, real, copy=False)
+    kept = [choice.file_name for choice in choices if choice.kept]
+    done = folder.read_ledger(out / folder.MANIFEST)
+    for name in kept:
+        folder.place(images / name, out / folder.BASE / folder.TRAIN / name, copy=False)
+    folder.append_ledger(out / folder.MANIFEST, [ledger[n] for n in kept if n not in done])
+    chosen = set(kept)
+    write_bytes(out / folder.PLAN, write_recipes(r for r in recipes if r.file_name in chosen))
+    return choices
 
 
 def postures(joints: np.ndarray) -> np.ndarray:
@@ -74,8 +131,7 @@ def postures(joints: np.ndarray) -> np.ndarray:
     A missing joint stands where it is on average, so that it makes no pose a new one.
     """
     middle = joints[:, _HIPS].mean(1, keepdims=True)
-    torso = np.linalg.norm(joints[:, _SHOULDERS].mean(1, keepdims=True) - middle, axis=2)
-    shapes = (joints - middle) / np.maximum(torso[:, :, None], 1e-6)
+    shapes = (joints - middle) / coverage.torso(joints)[:, None, None]
     known = ~np.isnan(shapes)
     mean = np.where(known, shapes, 0).sum(0) / np.maximum(known.sum(0), 1)
     flat: np.ndarray = np.where(known, shapes, mean).reshape(len(joints), -1)
@@ -90,5 +146,5 @@ def write_choices(out: Path, choices: Sequence[Choice]) -> None:
 
 def read_choices(out: Path) -> list[Choice]:
     """What `write_choices` wrote."""
-    lines = read_text(out / folder.SELECTION).splitlines()
+    lines = (out / folder.SELECTION).read_text().splitlines()
     return [Choice(**json.loads(line)) for line in lines]

@@ -53,20 +53,20 @@ ARROWS = {
         "config": "", "compat": "", "coverage": "", "folder": "", "plan": "coverage",
         "retrieval": "compat",
         "table": "", "weights": "", "sheet": "plan",
-        "page": "table", "report": "folder page table",
+        "page": "table", "report": "coverage folder page table",
         "synthesize": "folder plan",
         "generators": "synthesize config",
         "imported": "synthesize folder plan",
         "leaks": "folder",
         "selection": "config plan retrieval",
-        "scoring": "config finetune folder plan selection synthesize",
+        "scoring": "config coverage dataset finetune folder plan selection",
         "strict": "folder synthesize",
         "pool": "folder generators plan synthesize",
         "dataset": "folder compat pool",
         "finetune": "dataset folder plan retrieval compat weights config",
         "experiment":
-            "config finetune folder generators imported leaks plan retrieval scoring sheet strict "
-            "synthesize weights",
+            "config coverage finetune folder generators imported leaks plan retrieval scoring "
+            "sheet strict synthesize weights",
     },
 }  # fmt: skip
 ROOMS = [(package, room) for package, rooms in ARROWS.items() for room in sorted(rooms)]

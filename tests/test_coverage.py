@@ -85,3 +85,22 @@ def test_few_poses_are_not_divided_further() -> None:
     for number, postures in itertools.zip_longest((1, 16, 17, 48, 49, 400), (1, 1, 2, 3, 4, 4)):
         cells, _ = divided([standing("right", shift=k / 9) for k in range(number)])
         assert [len(centres) for centres in cells.centres] == [0, postures, 0, 0]
+
+
+def body(right: float, left: float, nose: float) -> np.ndarray:
+    """Joints of a torso of 40 px, its shoulders and nose at these x."""
+    joints = np.full((18, 2), np.nan)
+    joints[[2, 5, 8, 11]] = [[right, 20], [left, 20], [right, 60], [left, 60]]
+    joints[0] = nose, 10
+    return joints
+
+
+def test_people_face_one_of_four_sides_or_nobody_knows() -> None:
+    people = [
+        body(15, 45, 30),  # the left shoulder on the image's right: from the front
+        body(45, 15, np.nan),
+        body(30, 30, 48),
+        body(30, 30, 12),
+        np.full((18, 2), np.nan),
+    ]
+    assert coverage.facing(np.stack(people)) == ["front", "back", "right", "left", "unknown"]

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
-from people import TINT
+from people import TINT, draw_person
+from tiny import TINY
 
-from pidm_core import PIDMConfig, UserError, save_config
-from pidm_core.config import TrainConfig
-from pidm_reid import experiment, folder
-from pidm_reid.config import ReidTable, Stage, StudentConfig
-from pidm_reid.experiment import ROWS, SAME_STEPS, Cell, Row, cells, outlook, run_table
-from pidm_reid.generators import saw
+from pidm_core import (
+    PIDMConfig,
+    UserError,
+    encode_jpeg,
+    load_config,
+    read_seen,
+    save_config,
+    write_bytes,
+)
+from pidm_core.config import SampleConfig, TrainConfig
+from pidm_core.train import train
+from pidm_reid import experiment, folder, scoring
+from pidm_reid.config import FinetunePolicy, ReidTable, SelectionConfig, Stage, StudentConfig
+from pidm_reid.experiment import SAME_STEPS, Bench, Cell, cells, outlook, run_table
+from pidm_reid.scoring import read_choices
+from pidm_reid.synthesize import Generator
 from pidm_reid.table import write_table
 
-pytestmark = pytest.mark.usefixtures("small_network")
+pytestmark = pytest.mark.usefixtures("small_network", "_tinted")
 
 STUDENT = StudentConfig(
     height=32,
@@ -30,12 +43,17 @@ STUDENT = StudentConfig(
 )
 
 
-TINTED = Row("augmented", lambda table: dataclasses.replace(TINT, saw="D_tr"))
+PAPER = "PIDM-paper"
 
 
-@pytest.fixture(autouse=True)
-def _tinting_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment, "ROWS", {**ROWS, "PIDM": TINTED})
+def tinting(self: Bench, cell: Cell) -> Generator:
+    """In the place of every generator."""
+    return dataclasses.replace(TINT, saw="D_tr")
+
+
+@pytest.fixture
+def _tinted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bench, "generator", tinting)
 
 
 def small_table(market: Path, home: Path) -> ReidTable:
@@ -44,10 +62,11 @@ def small_table(market: Path, home: Path) -> ReidTable:
         name="try",
         data=str(market),
         ratios=(0.5,),
-        rows=("PIDM", "Standard", SAME_STEPS),
+        rows=(PAPER, "Standard", SAME_STEPS),
         student=STUDENT,
         results=str(home / "results"),
         folders=str(home / "data"),
+        runs=str(home / "runs"),
     )
 
 
@@ -64,14 +83,14 @@ def finished(
     """The same, all done."""
     done = small_table(market, tmp_path_factory.mktemp("finished"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "ROWS", {**ROWS, "PIDM": TINTED})
+        patch.setattr(Bench, "generator", tinting)
         assert [new for *_, new in run_table(done)] == [True] * 3
     return done
 
 
 def test_rows_train_as_the_rules_say(finished: ReidTable) -> None:
     done = {cell.row: result for cell, result, _ in run_table(finished)}
-    assert list(done) == ["Standard", SAME_STEPS, "PIDM"]
+    assert list(done) == ["Standard", SAME_STEPS, PAPER]
     standard, same_steps, pidm = done.values()
     assert standard["images"] == {"entries": 18, "real": 18, "synthetic": 0, "people": 6}
     assert same_steps["images"] == {"entries": 36, "real": 18, "synthetic": 0, "people": 6}
@@ -134,7 +153,8 @@ def test_dry_run_counts_and_creates_nothing(table: ReidTable) -> None:
     lines = outlook(table)
     assert len(lines) == 4
     assert "18 real + 18 synthetic images, 3 steps" in lines[2]
-    assert lines[-1] == "in all 96 ResNet50 training image passes"  # (2 + 3 + 3) * 12
+    assert lines[-1].startswith("in all 96 ResNet50 training image passes, about ")  # (2+3+3)*12
+    assert "18 images to generate" in lines[-1]
     assert not Path(table.results).exists()
     assert not Path(table.folders).exists()
 
@@ -142,7 +162,7 @@ def test_dry_run_counts_and_creates_nothing(table: ReidTable) -> None:
 def test_cells_are_in_the_order_in_which_they_need_each_other(table: ReidTable) -> None:
     todo = cells(dataclasses.replace(table, ratios=(0.2, 0.4), seeds=(0, 1)))
     assert len(todo) == 12
-    assert [cell.row for cell in todo[:3]] == ["Standard", SAME_STEPS, "PIDM"]
+    assert [cell.row for cell in todo[:3]] == ["Standard", SAME_STEPS, PAPER]
 
 
 def test_unknown_rows_and_ratios_are_refused_before_any_work(table: ReidTable) -> None:
@@ -158,20 +178,162 @@ def test_table_of_the_cells_is_written(finished: ReidTable) -> None:
     home = Path(finished.results) / finished.name
     write_table(home)
     assert {line["name"] for line in json.loads((home / "table.json").read_text())} == {
-        "Standard", SAME_STEPS, "PIDM"
+        "Standard", SAME_STEPS, PAPER
     }  # fmt: skip
 
 
-def test_generator_saw_names_the_model_that_a_run_started_from(
-    tmp_path: Path, market: Path
+# ---------------------------------------------------------------- the other rows
+
+
+def few(table: ReidTable, **changes: Any) -> ReidTable:
+    """The table with batches that half of the people can fill."""
+    student = dataclasses.replace(table.student, batch_size=4)
+    network = SelectionConfig(network=Stage(steps=2, warmup_steps=1))
+    return dataclasses.replace(table, student=student, selection=network, **changes)
+
+
+def done(table: ReidTable) -> dict[str, dict[str, Any]]:
+    return {cell.row: result for cell, result, _ in run_table(table)}
+
+
+def test_random_erasing_and_withheld_real_images_have_rows_of_equal_length(
+    table: ReidTable,
 ) -> None:
-    for name, data, init in (
-        ("plain", market, ""),
-        ("started", market, "toy_market"),
-        ("elsewhere", tmp_path, ""),
-    ):
-        config = PIDMConfig(data=str(data), train=TrainConfig(init=init))
-        save_config(config, tmp_path / name / "config.yaml")
-    found = [saw(str(tmp_path / n), market) for n in ("plain", "started", "elsewhere", "nowhere")]
-    assert found == ["all train", "drawn people + all train", "unknown", "unknown"]
-    assert saw("toy_market", market) == "drawn people"
+    rows = (SAME_STEPS, "Standard-same-steps-erasing", "real-instead")
+    results = done(dataclasses.replace(table, rows=rows))
+    assert [result["images"]["entries"] for result in results.values()] == [36, 36, 36]
+    assert [result["images"]["real"] for result in results.values()] == [18, 18, 36]
+    assert [r["configuration"]["finetune"]["erasing"] for r in results.values()] == [
+        False, True, False
+    ]  # fmt: skip
+    plain, erased, more = (result["training"]["loss"] for result in results.values())
+    assert plain != erased != more
+
+
+def test_withheld_real_images_are_none_of_d_tr(table: ReidTable) -> None:
+    bench, cell = Bench(table), Cell("real-instead", 0.5, 0)
+    more = {path.name for path in bench.more_real(cell)}
+    assert len(more) == 18
+    assert not more & set(bench.work(cell).split["real"])
+    few_images = Bench(dataclasses.replace(table, per_image=1))
+    assert len(few_images.more_real(Cell("real-instead", 0.25, 0))) == 9
+
+
+def test_selection_keeps_as_many_of_each_person_as_are_generated_without(
+    table: ReidTable,
+) -> None:
+    rows = ("PIDM-strict", "PIDM-strict-selection", "PIDM-strict-selection-erasing")
+    table = few(table, rows=rows)
+    results = done(table)
+    assert [result["images"]["synthetic"] for result in results.values()] == [18, 18, 18]
+    bench = Bench(table)
+    plain, chosen = (bench.folder(Cell(row, 0.5, 0)) for row in rows[:2])
+    choices = read_choices(chosen)
+    assert len(choices) == 36
+    people = [Counter(name[:4] for name in names) for names in (
+        folder.read_augmented(plain).synthetic,
+        [choice.file_name for choice in choices if choice.kept],
+    )]  # fmt: skip
+    assert people[0] == people[1]
+    same = set(folder.read_augmented(plain).synthetic)
+    assert same < set(folder.read_augmented(chosen).synthetic)  # twice as many, the same first
+
+
+def test_selection_is_done_once_for_all_rows(
+    table: ReidTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = few(table, rows=("PIDM-strict-selection",))
+    done(table)
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("the selection was done again")
+
+    monkeypatch.setattr(scoring, "choose", forbidden)
+    done(dataclasses.replace(table, rows=("PIDM-strict-selection-erasing",)))
+
+
+def test_images_of_another_generator_are_a_row(table: ReidTable, tmp_path: Path) -> None:
+    bench = Bench(table)
+    work = bench.work(Cell("Standard", 0.5, 0))
+    foreign = tmp_path / "foreign"
+    for number, record in enumerate(work.real[:5]):
+        image = draw_person(record.pid, 70 + number)
+        write_bytes(foreign / f"{record.name[:-4]}_2_{work.real[-1].name[:-4]}_vis.jpg",
+                    encode_jpeg(image))  # fmt: skip
+    write_bytes(foreign / "0001_c1s1_000000_00_2_x_vis.jpg", encode_jpeg(image))  # not in D_tr
+    results = done(dataclasses.replace(table, rows=("Standard",), row=(f"PTN={foreign}",)))
+    assert list(results) == ["Standard", "PTN"]
+    assert results["PTN"]["images"]["synthetic"] == 5
+    assert results["PTN"]["generator_saw"] == "unknown"
+    assert len(results["PTN"]["left_out"]) == 1
+
+
+@pytest.mark.parametrize("row", ["PTN", "=x", "Standard=.", "a/b=.", "PTN=nowhere"])
+def test_wrong_further_rows_are_refused(table: ReidTable, row: str) -> None:
+    with pytest.raises(UserError, match="row"):
+        cells(dataclasses.replace(table, row=(row,)))
+
+
+def test_policies_reach_the_fine_tuning(table: ReidTable) -> None:
+    policy = FinetunePolicy(start="scratch", half_real=True, real_last=0.4)
+    results = done(few(table, policy=policy))
+    assert [result["steps"] for result in results.values()] == [2, 3, 3]  # nothing before them
+    assert results[PAPER]["configuration"]["finetune"]["real_last"] == 0.4
+    assert "half_real" not in results[SAME_STEPS]["configuration"]["finetune"]
+
+
+def test_figures_by_camera_orientation_and_re_ranking_are_there(table: ReidTable) -> None:
+    home = Path(table.data) / "market1501"
+    (result,) = done(dataclasses.replace(table, rows=("Standard",), rerank=True)).values()
+    assert sum(count for count, _ in result["by_camera"].values()) == 12
+    assert set(result["by_camera"]) == {"c1", "c2", "c3"}
+    assert not (home / "market-annotation-test.csv").exists()
+    assert result["by_orientation"] == {}
+    assert 0 < result["reranked"]["mAP"] <= 1
+
+
+# ---------------------------------------------------------------- strict generators
+
+
+@pytest.fixture
+def strict(table: ReidTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReidTable:
+    """A table whose strict generator is really trained, two steps long."""
+    monkeypatch.undo()  # the tinting generator; the small network stays for the module
+    train = TrainConfig(steps=2, batch_size=4, warmup_steps=1, sample_every=0, precision="fp32")
+    config = PIDMConfig(model=TINY, train=train, sample=SampleConfig(steps=1, batch_size=6))
+    save_config(config, tmp_path / "strict.yaml")
+    return dataclasses.replace(
+        table, rows=("PIDM-strict",), strict=str(tmp_path / "strict.yaml"), ratios=(0.75,)
+    )
+
+
+def test_a_strict_generator_sees_d_tr_alone(strict: ReidTable) -> None:
+    (result,) = done(strict).values()
+    assert result["generator_saw"] == "D_tr"
+    assert result["cost"]["generator_seconds"] > 0
+    bench = Bench(strict)
+    cell = Cell("PIDM-strict", 0.75, 0)
+    run = bench.strict_run(cell)
+    (seen,) = read_seen(run) or []
+    assert set(seen.images) <= set(bench.work(cell).split["real"])
+    assert load_config(PIDMConfig, run / "config.yaml").train.withhold == 0.05
+    assert (run / "withheld.json").is_file()
+    assert done(strict)["PIDM-strict"] == result
+
+
+def test_a_strict_generator_that_began_with_another_says_so(
+    strict: ReidTable, market: Path, tmp_path: Path
+) -> None:
+    config = load_config(PIDMConfig, strict.strict)
+    for _ in train(dataclasses.replace(config, data=str(market)), tmp_path / "first"):
+        pass
+    begun = dataclasses.replace(config.train, init=str(tmp_path / "first"))
+    save_config(dataclasses.replace(config, train=begun), strict.strict)
+    with pytest.raises(UserError, match=r"a strict generator that saw all train \+ D_tr"):
+        done(strict)
+
+
+def test_strict_rows_need_a_configuration(table: ReidTable, monkeypatch: Any) -> None:
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="strict: give the configuration file"):
+        done(dataclasses.replace(table, rows=("PIDM-strict",)))

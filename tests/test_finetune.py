@@ -75,7 +75,7 @@ def test_figures_equal_those_of_torchreids_engine(
     real: list[Item], test_set: finetune.TestSet
 ) -> None:
     ours = engine(real, test_set)
-    ranking = finetune.test_network(ours, test_set)
+    ranking = finetune.rank(finetune.embed_test(ours), test_set)
     (loaders,) = ours.test_loader.values()
     with compat.quiet():
         rank1, precision = ours._evaluate(

@@ -16,7 +16,7 @@ from people import make_market, planned, render_all
 from test_table import THREE
 
 from pidm_core import BAD_DATA, USAGE, UserError, write_json
-from pidm_reid import page, report
+from pidm_reid import folder, page, report
 from pidm_reid.synthesize import Generator
 
 VOID = {"meta", "link", "img", "br"}
@@ -225,19 +225,10 @@ def test_a_broken_selection_is_refused_with_its_line(
     made: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, line: str
 ) -> None:
     (made[0] / "broken.jsonl").write_text(line)
-    monkeypatch.setattr(report, "SELECTION", "broken.jsonl")
+    monkeypatch.setattr(folder, "SELECTION", "broken.jsonl")
     with pytest.raises(UserError, match=r"broken\.jsonl:1: ") as error:
         report.write_folder_report(made[0])
     assert error.value.code == BAD_DATA
-
-
-@pytest.mark.parametrize(
-    ("degrees", "side"),
-    [(0, "front"), (44, "front"), (46, "right"), (-50, "left"), (180, "back"), (-136, "back"),
-     (float("nan"), "unknown")],
-)  # fmt: skip
-def test_four_sides(degrees: float, side: str) -> None:
-    assert report.faces(degrees) == side
 
 
 def test_pictures_are_at_most_128_px_high() -> None:

@@ -265,25 +265,6 @@ def test_groups_of_queries_have_their_own_mean() -> None:
     assert retrieval.by_group(result, [5, 6, 6]) == {"5": (1, 1 / 2), "6": (1, 1.0)}
 
 
-def body(right: float, left: float, nose: float) -> np.ndarray:
-    """Joints of a torso of 40 px, its shoulders and nose at these x."""
-    joints = np.full((18, 2), np.nan)
-    joints[[2, 5, 8, 11]] = [[right, 20], [left, 20], [right, 60], [left, 60]]
-    joints[0] = nose, 10
-    return joints
-
-
-def test_people_face_one_of_four_sides_or_nobody_knows() -> None:
-    people = [
-        body(15, 45, 30),  # the left shoulder on the image's right: from the front
-        body(45, 15, np.nan),
-        body(30, 30, 48),
-        body(30, 30, 12),
-        np.full((18, 2), np.nan),
-    ]
-    assert retrieval.facing(np.stack(people)) == ["front", "back", "right", "left", "unknown"]
-
-
 def test_junk_of_any_value_changes_nothing() -> None:
     query, gallery, columns = drawn(30, 150, features=8)
     real, kept = without_junk(gallery, columns)

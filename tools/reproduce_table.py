@@ -4,6 +4,7 @@ scores them, `images` scores folders of images that are there."""
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +59,8 @@ def reid(argv: list[str]) -> int:
     tool = "reproduce_table reid"
     options = parse(Options, argv, prog=tool, description=__doc__, example=EXAMPLE)
 
-    from pidm_reid.experiment import draw_sheet, outlook, run_table
+    from pidm_reid.experiment import cells, draw_sheet, outlook, run_table
+    from pidm_reid.report import write_table_report
     from pidm_reid.table import markdown, write_table
 
     if options.dry_run:
@@ -66,16 +68,21 @@ def reid(argv: list[str]) -> int:
         return DONE
     folder = Path(options.results) / options.name
     left_out: dict[str, None] = {}
-    for cell, result, new in run_table(options):
+    number, seconds, begin = len(cells(options)), [0.0], time.monotonic()
+    for done, (cell, result, new) in enumerate(run_table(options), 1):
         print(f"{cell.row}, {cell.ratio:.0%}, seed {cell.seed}" + ("" if new else " (done before)"))
         print(f"mAP: {result['mAP']:.1%}")
         for k in (1, 5, 10):
             print(f"Rank-{k:<3}: {result['cmc'][str(k)]:.1%}", flush=True)
         left_out.update(dict.fromkeys(result["left_out"]))
-        write_table(folder)
-    print(markdown(write_table(folder)), end="")
-    sheet = draw_sheet(options)
-    print(f"-> {folder}/table.md, table.csv, table.json" + (", sheet.png" if sheet else ""))
+        write_table(folder, published=options.published)
+        seconds += [time.monotonic() - begin] * new
+        begin = time.monotonic()
+        left = (number - done) * sum(seconds) / max(1, len(seconds) - 1)
+        print(f"{done} of {number} cells, about {left / 60:.0f} minutes left", flush=True)
+    print(markdown(write_table(folder, published=options.published)), end="")
+    sheet, page = draw_sheet(options), write_table_report(folder, published=options.published)
+    print(f"-> {page}, table.md, table.csv, table.json" + (", sheet.png" if sheet else ""))
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)
     return SKIPPED if left_out else DONE

@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("import-from takes over images as they are; leave out the policies")
 
     from pidm_core import find_keypoints
-    from pidm_reid import generators, plan, synthesize
+    from pidm_reid import generators, leaks, plan, synthesize
 
     plan.check_ratio(options.ratio)
     model = "" if options.import_from else options.run or generators.newest_run()
@@ -87,10 +87,12 @@ def main(argv: list[str] | None = None) -> int:
     name = synthesize.folder_name(data, kind="pidm", ratio=options.ratio, seed=options.seed)
     out = Path(options.out or f"data/{name}")
     left_out = list(work.broken)
+    contents = leaks.read_contents(data)
     if options.import_from:
-        left_out += _import(options, work, out)
+        left_out += _import(options, work, out, real={**contents.train, **contents.test})
     else:
-        generator = generators.pidm(model, sampling=options, data=Path(data))
+        saw = leaks.generator_saw(model, contents, real=work.split["real"])
+        generator = generators.pidm(model, sampling=options, saw=saw)
         print(f"{data}: {work.summary()} with {model}", flush=True)
         if options.dry_run:
             print(synthesize.outlook(work, generator, out))
@@ -114,10 +116,10 @@ def _generate(
     print(f"  python tools/train_reid.py --augmented {out}")
 
 
-def _import(options: Options, work: Work, out: Path) -> list[str]:
+def _import(options: Options, work: Work, out: Path, *, real: dict[str, str]) -> list[str]:
     from pidm_reid.imported import import_images
 
-    notes = list(import_images(work, Path(options.import_from), out, copy=options.copy))
+    notes = list(import_images(work, Path(options.import_from), out, real=real, copy=options.copy))
     print(f"{out}: {notes.count(''):,} images taken over beside {len(work.real):,} real ones")
     return [line for line in notes if line]
 

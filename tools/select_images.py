@@ -1,0 +1,71 @@
+"""Keep the better ones of the generated images of a folder, in a new folder that torchreid reads.
+
+Two ResNet50 are trained on the folder's real images, each to judge the people of the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pidm_core import DONE, UserError, parse, run
+from pidm_reid.config import SelectionConfig, StudentConfig
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which folder, how many images stay, and how they are judged."""
+
+    augmented: str = ""
+    """Augmented folder made by tools/synthesize.py; it is not changed."""
+    out: str = ""
+    """Folder of the selection (default: the augmented folder's name and _selected)."""
+    keypoints: str = ""
+    """Keypoint file of the training images (default: the one beside the original ones)."""
+    keep: float = 0.5
+    """Share of each person's generated images that stays (0-1)."""
+    seed: int = 0
+    """Seed of the two networks."""
+    student: StudentConfig = field(default_factory=StudentConfig)
+    """The networks that judge."""
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    """The rules, and how long the networks are trained."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Judge, write the new folder, and count."""
+    options = parse(
+        Options,
+        argv,
+        prog="select_images",
+        description=__doc__,
+        example="python tools/select_images.py --augmented data/market1501_pidm40 --keep 0.5",
+    )
+    if not 0 < options.keep <= 1:
+        raise UserError(f"keep {options.keep:g} is not between 0 and 1")
+
+    from pidm_reid import scoring
+
+    source = Path(options.augmented)
+    out = Path(options.out or f"{str(source).rstrip('/')}_selected")
+    choices = scoring.select_folder(
+        source,
+        out,
+        keypoints=Path(options.keypoints) if options.keypoints else None,
+        keep=options.keep,
+        student=options.student,
+        config=options.selection,
+        seed=options.seed,
+    )
+    kept = [choice for choice in choices if choice.kept]
+    print(f"{out}: {len(kept):,} of {len(choices):,} generated images kept; of all of them")
+    for reason in ("another person", "unlike its person", "near copy"):
+        number = sum(choice.reason == reason for choice in choices)
+        doubtful = sum(choice.reason == reason for choice in kept)
+        print(f"  {number:6,} {reason} ({doubtful:,} kept for want of better ones)")
+    print(f"Next:\n  python tools/train_reid.py --augmented {out}\n  python tools/report.py {out}")
+    return DONE
+
+
+if __name__ == "__main__":
+    run(main)

@@ -134,9 +134,8 @@ def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
             yield cell, result, False
             continue
         bench.guard()
-        result = bench.run(cell, configuration)
-        write_json(path, result)
-        yield cell, result, True
+        write_json(path, bench.run(cell, configuration))
+        yield cell, read_json(path), True
 
 
 def draw_sheet(table: ReidTable) -> Path | None:

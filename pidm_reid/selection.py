@@ -75,7 +75,7 @@ def select(
     unlike = _likeness(known.own, real_pids, share=config.unlike)
     copies = _quantile(known.own, config.copy, default=1.0)
     like = np.where(np.isnan(judged.own), judged.source, judged.own)
-    reasons = np.select(
+    reasons: list[Reason] = np.select(
         [
             judged.other > like,
             like < np.array([unlike.get(int(pid), unlike[None]) for pid in pids]),
@@ -83,7 +83,7 @@ def select(
         ],
         ["another person", "unlike its person", "near copy"],
         default="",
-    )
+    ).tolist()
     scores = like - judged.other
     kept: set[int] = set()
     for pid in np.unique(pids):
@@ -105,7 +105,7 @@ def select(
 
 
 def _best(
-    mine: Ints, scores: Floats, poses: Floats, reasons: NDArray[np.str_], count: int, weight: float
+    mine: Ints, scores: Floats, poses: Floats, reasons: Sequence[Reason], count: int, weight: float
 ) -> list[int]:
     """`count` of one person's images, chosen one after the other."""
     good = [int(k) for k in mine if not reasons[k]]

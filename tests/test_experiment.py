@@ -186,7 +186,10 @@ def test_table_of_the_cells_is_written(finished: ReidTable) -> None:
 
 
 def few(table: ReidTable, **changes: Any) -> ReidTable:
-    """The table with batches that half of the people can fill."""
+    """The table with batches that half of the people can fill, and a strict generator."""
+    file = Path(table.results).parent / "strict.yaml"
+    save_config(PIDMConfig(), file)
+    changes = {"strict": str(file), **changes}
     student = dataclasses.replace(table.student, batch_size=4)
     network = SelectionConfig(network=Stage(steps=2, warmup_steps=1))
     return dataclasses.replace(table, student=student, selection=network, **changes)
@@ -257,7 +260,7 @@ def test_images_of_another_generator_are_a_row(table: ReidTable, tmp_path: Path)
     work = bench.work(Cell("Standard", 0.5, 0))
     foreign = tmp_path / "foreign"
     for number, record in enumerate(work.real[:5]):
-        image = draw_person(record.pid, 70 + number)
+        image = draw_person(record.pid + 100, number)
         write_bytes(foreign / f"{record.name[:-4]}_2_{work.real[-1].name[:-4]}_vis.jpg",
                     encode_jpeg(image))  # fmt: skip
     write_bytes(foreign / "0001_c1s1_000000_00_2_x_vis.jpg", encode_jpeg(image))  # not in D_tr

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pidm_core import toy_market as toy_market
+    from pidm_core import train as train
     from pidm_core.config import (
         PIDMConfig as PIDMConfig,
     )
@@ -185,6 +186,7 @@ _HOME = {
     "to_dict": "config",
     "toy_market": "",
     "track": "progress",
+    "train": "",
     "without_seed": "image_names",
     "write_bytes": "files",
     "write_json": "files",

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pidm_core.config import (
+    ASSETS,
     DiffusionConfig,
     ModelConfig,
     PIDMConfig,
@@ -42,7 +43,6 @@ from pidm_core.model import PIDM
 from pidm_core.weight_files import HEAD_BYTES, refuse_stand_ins
 
 log = logging.getLogger(__name__)
-ASSETS = Path(__file__).parent / "assets"
 
 
 # ---------------------------------------------------------------- training state

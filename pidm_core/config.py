@@ -22,6 +22,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 from pidm_core.files import BAD_DATA, USAGE, UserError, read_text
 
 T = TypeVar("T")
+ASSETS = Path(__file__).parent / "assets"  # bundled models
 Precision = Literal["auto", "fp32", "bf16"]
 Guidance = Literal["dcf", "chain", "cf", "style", "none"]
 Sampler = Literal["ddim", "ddpm", "dpm++"]

@@ -272,7 +272,8 @@ class Succession:
         if isinstance(render, str):
             names = {field.name for field in fields(Sampling)}
             given = {k: v for k, v in self.split["settings"].items() if k in names}
-            made = generators.pidm(render, sampling=Sampling(**given), data=self.root)
+            saw = self.split["generator_saw"]
+            made = generators.pidm(render, sampling=Sampling(**given), saw=saw)
         elif isinstance(render, Generator):
             made = render
         elif not background:

@@ -146,7 +146,7 @@ def evaluate_rank(
     return result.cmc, result.mAP
 
 
-def by_person(ranking: Ranking, query_pids: Ints) -> dict[str, tuple[int, float]]:
+def by_person(ranking: Ranking, query_pids: Iterable[int]) -> dict[str, tuple[int, float]]:
     """Identity -> number of its matched queries and the sum of their average precisions."""
     groups = _grouped(ranking, query_pids)
     return {person: (len(group), sum(group)) for person, group in groups.items()}

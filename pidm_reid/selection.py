@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import faiss  # type: ignore[import-untyped]
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 

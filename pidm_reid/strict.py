@@ -41,7 +41,7 @@ def train_strict(work: Work, keypoints: Path, config: PIDMConfig, run: Path) -> 
     The folder `people` in it holds links to D_tr and their joints: all that the training sees.
     Raises UserError (TERMINATED) when a signal ended it; the same call goes on.
     """
-    from pidm_core.train import train, watch
+    from pidm_core import train
 
     home = run / "people" / folder.BASE
     for record in work.real:
@@ -52,7 +52,8 @@ def train_strict(work: Work, keypoints: Path, config: PIDMConfig, run: Path) -> 
     known = {record.name: joints[record.name] for record in work.real if record.name in joints}
     write_keypoints(home / "market-annotation-train.csv", known)
     config = replace(config, data=str(run / "people"))
-    for step in watch(train(config, run), total=config.train.steps, label=f"train {run}"):
+    steps = train.train(config, run)
+    for step in train.watch(steps, total=config.train.steps, label=f"train {run}"):
         if step.stopping:
             raise UserError(f"{run}: stopped and saved at step {step.step}", TERMINATED)
 

@@ -35,7 +35,7 @@ ARROWS = {
         "checkpoint": "model weight_files",
         "official": "model checkpoint weight_files",
         "pipeline": "model diffusion pose checkpoint hardware",
-        "seen": "checkpoint data",
+        "seen": "data",
         "state": "checkpoint hardware model",
         "train": "data datasets keypoints pose model diffusion hardware progress seen state",
         "toy_people": "", "toy_render": "toy_body toy_people",

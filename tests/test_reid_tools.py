@@ -175,7 +175,7 @@ def test_broken_image_in_a_table_is_listed_and_the_code_says_so(
     done = {"mAP": 0.5, "cmc": dict.fromkeys(("1", "5", "10"), 0.5), "left_out": [f"{victim}: bad"]}
     cell = experiment.Cell("Standard", 1.0, 0)
     monkeypatch.setattr(experiment, "run_table", lambda _: iter([(cell, done, True)]))
-    monkeypatch.setattr(table, "write_table", lambda _: [])
+    monkeypatch.setattr(table, "write_table", lambda *_, **__: [])
     monkeypatch.setattr(experiment, "draw_sheet", lambda _: None)
     assert call("reproduce_table", "reid", "--data", market) == SKIPPED
     assert f"left out: {victim}: bad" in capsys.readouterr().err

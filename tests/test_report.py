@@ -16,7 +16,7 @@ from people import make_market, planned, render_all
 from test_table import THREE
 
 from pidm_core import BAD_DATA, USAGE, UserError, write_json
-from pidm_reid import folder, page, report
+from pidm_reid import coverage, folder, page, report
 from pidm_reid.synthesize import Generator
 
 VOID = {"meta", "link", "img", "br"}
@@ -180,7 +180,7 @@ def test_orientations_and_cameras_count_every_image(made: tuple[Path, list[str]]
     text = (made[0] / "report.html").read_text()
     rows = re.findall(r"<tr><td>(c\d|front|back|left|right|unknown)</td>(.*?)</tr>", text)
     numbers = {name: [int(x) for x in re.findall(r"<td>(\d+)", cells)] for name, cells in rows}
-    for group in (("c1", "c2", "c3"), report.ORIENTATIONS):
+    for group in (("c1", "c2", "c3"), (*coverage.VIEWS, "unknown")):
         assert np.sum([numbers[name] for name in group], axis=0).tolist() == [18, 162, 180]
 
 

@@ -15,13 +15,14 @@ from pidm_core import (
     BAD_DATA,
     USAGE,
     UserError,
+    encode_jpeg,
     encode_png,
     load_image,
     rescale,
     write_bytes,
     write_keypoints,
 )
-from pidm_reid import folder, imported, synthesize
+from pidm_reid import folder, imported, leaks, synthesize
 from pidm_reid.config import PlanPolicy
 from pidm_reid.synthesize import Generator, Work
 
@@ -316,7 +317,7 @@ def foreign_folder(work: Work, root: Path) -> Path:
 def test_images_of_another_method_keep_person_and_camera(market: Path, tmp_path: Path) -> None:
     work = planned(market)
     images = foreign_folder(work, tmp_path / "gan")
-    notes = list(imported.import_images(work, images, tmp_path / "out"))
+    notes = list(imported.import_images(work, images, tmp_path / "out", real={}))
     assert len([note for note in notes if not note]) == 3
     assert [n.split(": ")[1][:12] for n in notes if n] == [
         "person 0001 ", "its source i", "the file is ", "no person an"
@@ -326,7 +327,7 @@ def test_images_of_another_method_keep_person_and_camera(market: Path, tmp_path:
     assert synthetic == tuple(
         sorted([f"{stem}_pidm0000.jpg", f"{stem}_pidm0001.jpg", "0004_c2_gan7_pidm0000.jpg"])
     )
-    again = list(imported.import_images(work, images, tmp_path / "out"))
+    again = list(imported.import_images(work, images, tmp_path / "out", real={}))
     assert again == notes
 
 
@@ -336,7 +337,7 @@ def test_imported_names_of_every_form_tell_their_source(market: Path, tmp_path: 
     for source in (stem, unknown):
         for form in ("{}.jpeg_2_x_vis", "{}_2_x_vis_1", "{}.jpg___x.jpg_vis", "{}_to_x"):
             write_bytes(tmp_path / f"gan/{form.format(source)}.png", encode_png(draw_person(2, 0)))
-    notes = list(imported.import_images(work, tmp_path / "gan", tmp_path / "out"))
+    notes = list(imported.import_images(work, tmp_path / "gan", tmp_path / "out", real={}))
     assert sum("its source is not in the training subset" in note for note in notes) == 4
     synthetic = folder.read_augmented(tmp_path / "out").synthetic
     assert synthetic == tuple(f"{stem}_pidm{replica:04d}.jpg" for replica in range(4))
@@ -347,14 +348,28 @@ def test_test_pairs_are_not_imported(market: Path, tmp_path: Path) -> None:
     write_bytes(pairs / "0002_c1s1_000451_01_2_x_vis.png", b"")
     write_bytes(pairs / "pairs.json", b'{"role": "eval"}')
     with pytest.raises(UserError, match="drawn for evaluation"):
-        list(imported.import_images(planned(market), pairs, tmp_path / "out"))
+        list(imported.import_images(planned(market), pairs, tmp_path / "out", real={}))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_copy_of_a_real_image_is_not_imported(market: Path, tmp_path: Path) -> None:
+    work, contents = planned(market), leaks.read_contents(market)
+    withheld = {record.name for record in folder.read_people(market)} - set(work.split["real"])
+    stem = work.real[0].name[:-4]
+    for name in (min(withheld), work.real[0].name):
+        image = market / "market1501" / folder.TRAIN / name
+        write_bytes(tmp_path / f"gan/{stem}_2_{name}", image.read_bytes())
+    write_bytes(tmp_path / f"gan/{stem}_2_x.jpg", encode_jpeg(draw_person(9, 9)))
+    images, out = tmp_path / "gan", tmp_path / "out"
+    notes = list(imported.import_images(work, images, out, real=contents.train))
+    assert sum("no generated image but a copy of" in note for note in notes) == 2
+    assert len(folder.read_augmented(out).synthetic) == 1
 
 
 def test_import_of_an_empty_folder_is_refused(market: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no images"):
-        list(imported.import_images(planned(market), tmp_path / "empty", tmp_path / "out"))
+        list(imported.import_images(planned(market), tmp_path / "empty", tmp_path / "out", real={}))
     assert not (tmp_path / "out").exists()
 
 

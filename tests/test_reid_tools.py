@@ -15,7 +15,7 @@ import torch
 from people import TINT, make_market, planned, render_all
 
 from pidm_core import BAD_DATA, DONE, SKIPPED, USAGE, UserError, read_weights, write_bytes
-from pidm_reid import experiment, folder, generators, table
+from pidm_reid import experiment, folder, generators, report, table
 from pidm_reid.generators import newest_run
 
 ROOT = Path(__file__).parents[1]
@@ -177,6 +177,7 @@ def test_broken_image_in_a_table_is_listed_and_the_code_says_so(
     monkeypatch.setattr(experiment, "run_table", lambda _: iter([(cell, done, True)]))
     monkeypatch.setattr(table, "write_table", lambda *_, **__: [])
     monkeypatch.setattr(experiment, "draw_sheet", lambda _: None)
+    monkeypatch.setattr(report, "write_table_report", lambda *_, **__: Path("report.html"))
     assert call("reproduce_table", "reid", "--data", market) == SKIPPED
     assert f"left out: {victim}: bad" in capsys.readouterr().err
 

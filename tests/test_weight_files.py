@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from pidm_core import BAD_DATA, ENVIRONMENT, UserError, read_weights
+from pidm_core import BAD_DATA, ENVIRONMENT, UserError, read_weights, weight_files
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.zeros(2)}
 
@@ -136,3 +136,18 @@ def test_a_missing_file_is_the_machines_affair(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such weight file") as caught:
         read_weights(tmp_path / "reid.pth")
     assert caught.value.code == ENVIRONMENT
+
+
+def test_what_others_allowed_torch_to_load_stays_allowed(tmp_path: Path) -> None:
+    """torchreid's own checkpoints need numpy's numbers, which weight files may hold as well."""
+    torch.save({"rank1": np.float32(0.5)}, tmp_path / "theirs.pth")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "weights.pth")
+    with torch.serialization.safe_globals([]):
+        before = torch.serialization.get_safe_globals()
+        torch.serialization.add_safe_globals(weight_files._NUMBERS)
+        try:
+            read_weights(tmp_path / "weights.pth")
+            assert torch.load(tmp_path / "theirs.pth", weights_only=True) == {"rank1": 0.5}
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)

@@ -34,6 +34,7 @@ from pidm_core import (
 from pidm_reid import coverage, folder, generators, leaks, plan, retrieval
 from pidm_reid.config import ReidTable
 from pidm_reid.imported import import_images
+from pidm_reid.pool import open_pool
 from pidm_reid.synthesize import (
     Generator,
     Request,
@@ -62,6 +63,7 @@ class Row:
     source: str = ""  # of generated images: paper, strict, oracle, or a folder of images
     selected: bool = False
     erasing: bool = False  # random erasing while it is fine-tuned
+    fresh: bool = False  # on the fly: other images in every epoch
 
 
 ROWS: Mapping[str, Row] = {
@@ -70,6 +72,7 @@ ROWS: Mapping[str, Row] = {
     "Standard-same-steps-erasing": Row("repeated", erasing=True),
     "PIDM-paper": Row("augmented", "paper"),
     "PIDM-strict": Row("augmented", "strict"),
+    "PIDM-strict-fly": Row("augmented", "strict", fresh=True),
     "PIDM-strict-selection": Row("augmented", "strict", selected=True),
     "PIDM-strict-selection-erasing": Row("augmented", "strict", selected=True, erasing=True),
     "real-instead": Row("more real"),
@@ -324,6 +327,7 @@ class Bench:
             start=None if first or anew else self._standard(cell),
             how=finetune.How(
                 erasing=row.erasing,
+                fresh=row.fresh,
                 half_real=augmented and table.policy.half_real,
                 real_last=table.policy.real_last if augmented else 0.0,
             ),
@@ -397,6 +401,8 @@ class Bench:
         if row.selected:
             names = self._selected(cell, work, out)
         images = folder.read_augmented(out).train_folder
+        if row.fresh:
+            images = Path(open_pool(out, generator, keypoints=str(self.keypoints)))
         return Made(
             synthetic=[images / name for name in names],
             saw=generator.saw,
@@ -427,7 +433,7 @@ class Bench:
         }
         if not (note.is_file() and read_json(note) == asked):
             pids = {record.name: record.pid for record in work.real}
-            choices = scoring.choose(
+            choices, among_real = scoring.choose(
                 work.real,
                 work.recipes,
                 out / folder.BASE / folder.TRAIN,
@@ -437,7 +443,7 @@ class Bench:
                 config=self.table.selection,
                 seed=cell.seed,
             )
-            scoring.write_choices(out, choices)
+            scoring.write_choices(out, choices, among_real)
             write_json(note, asked)
         return [choice.file_name for choice in scoring.read_choices(out) if choice.kept]
 
@@ -493,7 +499,7 @@ class Bench:
                 "synthetic": len(made.synthetic),
                 "people": result.people,
             },
-            "distinct_images": real + len(made.synthetic),
+            "distinct_images": real + (result.fresh_images or len(made.synthetic)),
             "steps": before * student.standard.steps + result.steps,
             "precision": result.precision,
             "training": {"loss": result.loss, "accuracy": result.accuracy},

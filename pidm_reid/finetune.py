@@ -31,6 +31,7 @@ from pidm_reid.config import Stage, StudentConfig
 from pidm_reid.dataset import REAL, SYNTHETIC, Item, check_images, entries, person
 from pidm_reid.folder import GALLERY, QUERY
 from pidm_reid.plan import shuffled
+from pidm_reid.pool import Pool, fresh_each_epoch
 from pidm_reid.weights import State, backbone, describe_weights, imagenet_file
 
 NETWORK = "resnet50"
@@ -64,6 +65,7 @@ class Result:
     images_per_s: float  # while training
     weights: str  # "ImageNet …", "from scratch" or "Standard"
     precision: str
+    fresh_images: int = 0  # different synthetic images shown on the fly
     reranked: retrieval.Ranking | None = None  # the same features with k-reciprocal re-ranking
 
 
@@ -129,6 +131,7 @@ class How:
     erasing: bool = False  # random erasing beside random flip and crop
     half_real: bool = False  # every batch half real, half synthetic (RandomDatasetSampler)
     real_last: float = 0.0  # share of the iterations, at the end, on the real images alone
+    fresh: bool = False  # the synthetic images lie in a pool: others in every epoch
 
 
 def train_and_test(
@@ -150,7 +153,7 @@ def train_and_test(
     _check_people(train, test)
     check_images(str(record.path) for record in (*test.query, *test.gallery))
     begin = time.perf_counter()
-    engine, history, weights = _train(
+    engine, history, weights, pools = _train(
         train, test, config=config, stage=stage, seed=seed, start=start, how=how or How(),
         label=label,
     )  # fmt: skip
@@ -169,6 +172,7 @@ def train_and_test(
         test_seconds=time.perf_counter() - trained,
         images_per_s=stage.steps * config.batch_size / (trained - begin),
         weights=weights,
+        fresh_images=sum(pool.distinct_images for pool in pools),
         precision="bf16" if engine.bf16 else "fp32",
         reranked=rank(features, test, by=retrieval.rerank) if rerank else None,
     )
@@ -203,11 +207,12 @@ def _train(
     start: State | None,
     how: How,
     label: str,
-) -> tuple[FastSoftmaxEngine, list[dict[str, float]], str]:
-    """A trained engine, the figures of every iteration, and what the weights began as."""
+) -> tuple[FastSoftmaxEngine, list[dict[str, float]], str, list[Pool]]:
+    """A trained engine, the figures of every iteration, what the weights began as, the pools."""
     check_images({item[0] for item in train})
     torchreid.utils.set_random_seed(seed)
     manager = make_manager(train, test, config=config, how=how)
+    pools = fresh_each_epoch(manager) if how.fresh else []
     model, weights = _make_model(manager.num_train_pids, config=config, start=start)
     engine = _make_engine(manager, model, config=config, stage=stage)
     last = round(how.real_last * stage.steps)
@@ -218,7 +223,9 @@ def _train(
             real, test, config=config, how=replace(how, half_real=False)
         ).train_loader
         history += _run(engine, last, label=f"{label}, real images", batch=config.batch_size)
-    return engine, history, weights
+    for pool in pools:
+        pool.close()
+    return engine, history, weights, pools
 
 
 def _run(

@@ -33,7 +33,7 @@ from pidm_core import (
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 BASE, ALIAS = "market1501", "Market-1501-v15.09.15"
 SPLIT, PLAN, MANIFEST = "split.json", "plan.jsonl", "manifest.jsonl"
-SELECTION = "selection.jsonl"
+SELECTION, AMONG_REAL = "selection.jsonl", "selection_real.json"
 FORMAT = 1
 
 

@@ -25,6 +25,7 @@ from pidm_core import (
     find_keypoints,
     load_image,
     parse_json,
+    read_json,
     read_keypoints,
     read_market1501,
     sha256,
@@ -154,19 +155,17 @@ def write_folder_report(
     *,
     keypoints: Path | None = None,
     joint_errors: Mapping[str, float] | None = None,
-    real_similarities: Sequence[float] | None = None,
 ) -> Path:
     """Write report.html into an augmented folder; returns its path.
 
     keypoints: file of the real images' joints (default: the one beside the data set).
     joint_errors: name of a generated image -> mean distance of its joints from those asked, px.
-    real_similarities: of each real image, the cosine similarity to its nearest other real image.
     Raises UserError (BAD_DATA) if it is no augmented folder, or one made for evaluation.
     """
     contents = _read(augmented, keypoints, joint_errors or {})
     sections = {
         "Images": _images(contents),
-        "Identity": _similarities(contents, real_similarities),
+        "Identity": _similarities(contents, _among_real(augmented)),
         "Duplicates": _duplicates(contents),
         "Before and after": _balance(contents),
         "Orientation": _orientations(contents),
@@ -357,7 +356,16 @@ def _pose(contents: _Contents, pose: str, source: str) -> str:
 # ---------------------------------------------------------------- figures of a folder
 
 
-def _similarities(contents: _Contents, real: Sequence[float] | None) -> str:
+def _among_real(root: Path) -> list[float]:
+    """Of each real image the similarity to the nearest of its person; [] if nobody measured it."""
+    path = root / folder.AMONG_REAL
+    values = read_json(path) if path.is_file() else {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not names with similarities; select the images anew", BAD_DATA)
+    return [x for value in values.values() if (x := _number(value)) is not None]
+
+
+def _similarities(contents: _Contents, real: Sequence[float]) -> str:
     """Distance of the kept images to the nearest training image, against that among real ones."""
     known = [
         [_number(contents.selection.get(name, {}).get(key)) for key in ("own", "other", "source")]
@@ -367,10 +375,10 @@ def _similarities(contents: _Contents, real: Sequence[float] | None) -> str:
     if not nearest:
         return paragraph(f"Similarities are not known (no {folder.SELECTION}).")
     sets = {"generated to the nearest training image": nearest}
-    if real is not None and len(real):
-        sets["real to the nearest other real image"] = [1 - value for value in real]
+    if real:
+        sets["real to the nearest of the same person"] = [1 - value for value in real]
     text = "; ".join(f"{name}: {statistics.median(v):.3f}" for name, v in sets.items())
-    note = "" if len(sets) > 1 else " Similarities among the real images were not given."
+    note = "" if len(sets) > 1 else " Similarities among the real images are not known."
     return paragraph(f"Distance (1 - cosine similarity), median: {text}.{note}") + page.histogram(
         sets,
         x="distance, 1 - cosine similarity",

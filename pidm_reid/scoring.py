@@ -17,6 +17,7 @@ from pidm_core import (
     read_keypoints,
     to_dict,
     write_bytes,
+    write_json,
 )
 from pidm_reid import coverage, finetune, folder, selection
 from pidm_reid.config import SelectionConfig, StudentConfig
@@ -38,8 +39,10 @@ def choose(
     student: StudentConfig,
     config: SelectionConfig,
     seed: int,
-) -> list[Choice]:
+) -> tuple[list[Choice], dict[str, float]]:
     """Judge the images of these recipes that lie in a folder; keep `keep[pid]` of every person.
+
+    The choices by file name, and the similarities that `selection.select` found among real images.
 
     joints: of the recipes' poses, by name. Trains two networks by `config.network`, each on the
     real images of one half of the people.
@@ -47,6 +50,7 @@ def choose(
     pids = {record.name: record.pid for record in real}
     halves = selection.folds(list(pids.values()), seed=seed)
     choices: list[Choice] = []
+    among_real: dict[str, float] = {}
     for number, (half, others) in enumerate((halves, halves[::-1])):
         known = [record for record in real if record.pid in half]
         made = [recipe for recipe in recipes if pids[recipe.source] in half]
@@ -61,7 +65,7 @@ def choose(
             label=f"judge {number + 1} of 2",
         )
         poses = [joints.get(recipe.pose, NOBODY) for recipe in made]
-        choices += selection.select(
+        chosen, similarities = selection.select(
             [recipe.file_name for recipe in made],
             features=features[len(known) :],
             sources=np.array([place[recipe.source] for recipe in made], dtype=int),
@@ -72,7 +76,9 @@ def choose(
             keep=keep,
             config=config,
         )
-    return sorted(choices, key=lambda choice: choice.file_name)
+        choices += chosen
+        among_real |= similarities
+    return sorted(choices, key=lambda choice: choice.file_name), among_real
 
 
 def select_folder(
@@ -102,7 +108,7 @@ def select_folder(
         beside = keypoints or find_keypoints(real[0].path.resolve().parent.parent)
         pids = {record.name: record.pid for record in real}
         made = Counter(pids[recipe.source] for recipe in recipes)
-        choices = choose(
+        choices, among_real = choose(
             real,
             recipes,
             images,
@@ -112,7 +118,7 @@ def select_folder(
             config=config,
             seed=seed,
         )
-        write_choices(out, choices)
+        write_choices(out, choices, among_real)
     choices = read_choices(out)
     folder.lay_out(out, real, copy=False)
     kept = [choice.file_name for choice in choices if choice.kept]
@@ -138,8 +144,12 @@ def postures(joints: np.ndarray) -> np.ndarray:
     return flat
 
 
-def write_choices(out: Path, choices: Sequence[Choice]) -> None:
-    """selection.jsonl of an augmented folder: one line per generated image, kept or not."""
+def write_choices(out: Path, choices: Sequence[Choice], among_real: Mapping[str, float]) -> None:
+    """selection.jsonl of an augmented folder: one line per generated image, kept or not.
+
+    Before it selection_real.json: similarity of each real image to the nearest of its person.
+    """
+    write_json(out / folder.AMONG_REAL, dict(among_real))
     lines = (json.dumps(dataclasses.asdict(choice), ensure_ascii=False) for choice in choices)
     write_bytes(out / folder.SELECTION, "".join(line + "\n" for line in lines).encode())
 

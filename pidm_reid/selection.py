@@ -58,8 +58,10 @@ def select(
     real_pids: Ints,  # (R,)
     keep: Mapping[int, int],  # images to be kept of each person
     config: SelectionConfig,
-) -> list[Choice]:
+) -> tuple[list[Choice], dict[str, float]]:
     """Judge the generated images of one fold and keep `keep[pid]` of every person.
+
+    The choices, and of each real image the similarity to the nearest other one of its person.
 
     First those against which nothing speaks, the best of them first, where every further image
     is favoured for a pose unlike the poses already kept; then, if these are too few, the rest by
@@ -89,7 +91,7 @@ def select(
     for pid in np.unique(pids):
         mine = np.flatnonzero(pids == pid)
         kept |= set(_best(mine, scores, poses, reasons, keep.get(int(pid), 0), config.pose_weight))
-    return [
+    choices = [
         Choice(
             file_name=name,
             kept=k in kept,
@@ -102,6 +104,8 @@ def select(
         )
         for k, name in enumerate(names)
     ]
+    pairs = zip(real_names, known.own.tolist(), strict=True)
+    return choices, {name: round(own, 4) for name, own in pairs if not np.isnan(own)}
 
 
 def _best(

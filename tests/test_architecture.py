@@ -63,9 +63,9 @@ ARROWS = {
         "strict": "folder synthesize",
         "pool": "folder generators plan synthesize",
         "dataset": "folder compat pool",
-        "finetune": "dataset folder plan retrieval compat weights config",
+        "finetune": "dataset folder plan pool retrieval compat weights config",
         "experiment":
-            "config coverage finetune folder generators imported leaks plan retrieval scoring "
+            "config coverage finetune folder generators imported leaks plan pool retrieval scoring "
             "sheet strict synthesize weights",
     },
 }  # fmt: skip

@@ -242,6 +242,17 @@ def test_selection_keeps_as_many_of_each_person_as_are_generated_without(
     assert same < set(folder.read_augmented(chosen).synthetic)  # twice as many, the same first
 
 
+def test_on_the_fly_every_epoch_has_other_images(table: ReidTable) -> None:
+    (result,) = done(few(table, rows=("PIDM-strict-fly",))).values()
+    assert result["images"] == {"entries": 36, "real": 18, "synthetic": 18, "people": 6}
+    assert result["distinct_images"] == 36  # three iterations of four: within one epoch
+    stage = Stage(steps=20, warmup_steps=1)  # of nine batches each: two epochs and a bit
+    table = few(table, rows=("PIDM-strict-fly",), name="long")
+    student = dataclasses.replace(table.student, finetune=stage)
+    (result,) = done(dataclasses.replace(table, student=student)).values()
+    assert result["distinct_images"] == 18 + 3 * 18
+
+
 def test_selection_is_done_once_for_all_rows(
     table: ReidTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

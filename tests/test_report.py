@@ -140,9 +140,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
             entry = {"file_name": name, "kept": not dropped, "reason": reason, "own": 0.6,
                      "other": 0.25, "source": 0.75, "nearest": work.real[1].name}  # fmt: skip
             file.write(json.dumps(entry) + "\n")
-    report.write_folder_report(
-        out, joint_errors={names[0]: 5.25}, real_similarities=[0.5, 0.6, 0.9]
-    )
+    write_json(out / "selection_real.json", {"a": 0.5, "b": 0.6, "c": 0.9})
+    report.write_folder_report(out, joint_errors={names[0]: 5.25})
     return out, names
 
 
@@ -158,7 +157,7 @@ def test_a_folder_report_counts_in_words(made: tuple[Path, list[str]]) -> None:
     assert "1 generated image equal to another generated one" in words
     assert f"{names[1]} = {names[2]}" in words
     assert "1 generated image equal to a real one" in words
-    assert "training image: 0.250; real to the nearest other real image: 0.400" in words
+    assert "training image: 0.250; real to the nearest of the same person: 0.400" in words
     assert "person 2, camera 2; own person 0.60; another person 0.25; source 0.75" in words
     assert "joints 5.2 px off" in words
     assert "dropped: near copy" in words

@@ -44,7 +44,7 @@ def judge(
         real_pids=np.array([pid for pid, _ in REAL.values()]),
         keep=keep or {1: 9, 2: 9, 3: 9},
         config=config,
-    )
+    )[0]
 
 
 def test_similarities_leave_the_source_out() -> None:
@@ -98,6 +98,24 @@ def test_a_new_pose_counts_beside_likeness() -> None:
     config = SelectionConfig(unlike=0.0, copy=1.0, pose_weight=0.1)
     by_pose = judge(*made, keep={1: 2}, poses=poses, config=config)
     assert [c.kept for c in by_pose] == [False, True, True]  # the best first, then the new pose
+
+
+def test_real_images_are_compared_with_each_other() -> None:
+    _, among_real = select(
+        ["x"],
+        features=np.array([at(10)]),
+        sources=np.array([0]),
+        poses=np.zeros((1, 1)),
+        real_names=list(REAL),
+        real_features=np.array([at(degrees) for _, degrees in REAL.values()]),
+        real_pids=np.array([pid for pid, _ in REAL.values()]),
+        keep={1: 1},
+        config=CONFIG,
+    )
+    assert among_real == {
+        **dict.fromkeys(("a0", "a20", "a40"), round(cosine(20), 4)),
+        **dict.fromkeys(("b100", "b105"), round(cosine(5), 4)),
+    }
 
 
 def test_dead_features_are_refused() -> None:
@@ -159,7 +177,7 @@ def test_selecting_market1501s_number_of_images_takes_seconds() -> None:
     sources = rng.integers(0, 2587, 13_000)
     made = centres[pids[sources]] + 0.6 * rng.normal(size=(13_000, 256)).astype(np.float32)
     begin = time.process_time()
-    choices = select(
+    choices, _ = select(
         [str(k) for k in range(13_000)],
         features=made,
         sources=sources,

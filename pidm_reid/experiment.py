@@ -221,6 +221,11 @@ class Bench:
         leaks.refuse_overlap(self.contents, self.table.data)
 
     @functools.cached_property
+    def drawn(self) -> bool:
+        """Whether the data set is ToyMarket, of which no paper has published figures."""
+        return any(Path(self.table.data).glob("**/toy_market.json"))
+
+    @functools.cached_property
     def query_views(self) -> list[str] | None:
         """Which side the people of the query show; None without a keypoint file of theirs."""
         records = folder.read_people(self.table.data, folder.QUERY)
@@ -519,6 +524,7 @@ class Bench:
             "by_camera": retrieval.by_group(ranking, [f"c{record.camid}" for record in query]),
             "by_orientation": retrieval.by_group(ranking, views) if views else {},
             "reranked": _figures(result.reranked) if result.reranked else {},
+            "drawn_people": self.drawn,
             "versions": versions(),
         }
 

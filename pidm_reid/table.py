@@ -92,10 +92,10 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 
 
 def is_market1501(results: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a cell had Market-1501's 12,936 images to choose from, and no row was drawn."""
+    """Whether a cell had Market-1501's 12,936 images to choose from, and of real people."""
     data = [result.get("configuration", {}).get("data", {}) for result in results]
     full = any(values.get("full_images") == MARKET_IMAGES for values in data)
-    return full and all(result["row"] != "oracle" for result in results)
+    return full and not any(result.get("drawn_people") for result in results)
 
 
 def summarise(results: Sequence[Mapping[str, Any]], *, published: bool = False) -> list[Line]:

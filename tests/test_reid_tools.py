@@ -172,14 +172,18 @@ def test_broken_image_in_a_table_is_listed_and_the_code_says_so(
     market = make_market(tmp_path / "people")
     victim = sorted((market / "market1501/bounding_box_train").iterdir())[4]
     victim.write_bytes(b"")
-    done = {"mAP": 0.5, "cmc": dict.fromkeys(("1", "5", "10"), 0.5), "left_out": [f"{victim}: bad"]}
+    done = {"mAP": 0.5, "cmc": dict.fromkeys(("1", "5", "10"), 0.5), "left_out": [f"{victim}: bad"],
+            "counts": {"queries": 9, "unmatched": 2}}  # fmt: skip
     cell = experiment.Cell("Standard", 1.0, 0)
     monkeypatch.setattr(experiment, "run_table", lambda _: iter([(cell, done, True)]))
     monkeypatch.setattr(table, "write_table", lambda *_, **__: [])
     monkeypatch.setattr(experiment, "draw_sheet", lambda _: None)
     monkeypatch.setattr(report, "write_table_report", lambda *_, **__: Path("report.html"))
     assert call("reproduce_table", "reid", "--data", market) == SKIPPED
-    assert f"left out: {victim}: bad" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert f"left out: {victim}: bad" in printed.err
+    assert "2 of 9 queries have no match and count in no figure" in printed.out
+    assert "1 of 12 cells" in printed.out
 
 
 @pytest.mark.usefixtures("small_network")

@@ -117,11 +117,14 @@ def train(config: PIDMConfig, run: Path) -> Iterator[Progress]:
             accelerator.backward(loss)
             state.update(step)
             done, last = step + 1, step + 1 == config.train.steps
-            stopping = stop() or last
+            if stop():
+                accelerator.set_trigger()  # all processes must end at the same step
+            stopped = accelerator.check_trigger()
+            stopping = stopped or last
             rate = config.train.batch_size * world / max(time.monotonic() - clock, 1e-9)
             clock = time.monotonic()
             values = torch.stack([loss, mse, vlb]).detach().tolist()
-            progress = Progress(done, values[0], values[1], values[2], rate, stop())
+            progress = Progress(done, values[0], values[1], values[2], rate, stopped)
             if not math.isfinite(progress.loss):
                 raise UserError(
                     f"{run}: the loss is {progress.loss} at step {done}; the last checkpoint is "

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from people import draw_person, make_market
@@ -164,6 +165,42 @@ def test_sigterm_finishes_the_step_and_saves(config: PIDMConfig, tmp_path: Path)
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(timeout=30) == TERMINATED
     assert len(list((run / "checkpoints").glob("step_*"))) == 1
+
+
+def test_a_signal_to_one_of_two_processes_ends_both_at_the_same_step(
+    config: PIDMConfig, tmp_path: Path
+) -> None:
+    endless = dataclasses.replace(
+        config.train, steps=10_000, save_every=10_000, batch_size=2, withhold=0.3
+    )
+    save_config(dataclasses.replace(config, train=endless), tmp_path / "config.yaml")
+    tool = Path(__file__).parent.parent / "tools" / "train_pidm.py"
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+               str(tool), "--config", str(tmp_path / "config.yaml"), "--out", str(run)]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as process:
+        deadline = time.monotonic() + 120
+        metrics = run / "metrics.jsonl"
+        while not (metrics.is_file() and metrics.read_text()):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        workers = [
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if str(tool) in child.cmdline()
+        ]
+        assert len(workers) == 2
+        workers[1].send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) != 0
+    (checkpoint,) = (run / "checkpoints").glob("step_*")
+    state = read_json(checkpoint / "state.json")
+    assert state["world"] == 2
+    assert state["samples"] == 4 * state["step"]
+    assert str(state["step"]) in read_json(run / "withheld.json")
+    more = dataclasses.replace(endless, steps=state["step"] + 1)
+    (last,) = train(dataclasses.replace(config, train=more), run)  # one process goes on
+    assert last.step == state["step"] + 1
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:

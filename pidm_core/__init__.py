@@ -39,6 +39,9 @@ if TYPE_CHECKING:
         find_keypoints as find_keypoints,
     )
     from pidm_core.data import (
+        has_market1501 as has_market1501,
+    )
+    from pidm_core.data import (
         make_pairs as make_pairs,
     )
     from pidm_core.data import (
@@ -109,6 +112,9 @@ if TYPE_CHECKING:
         JOINTS as JOINTS,
     )
     from pidm_core.keypoints import (
+        NOBODY as NOBODY,
+    )
+    from pidm_core.keypoints import (
         mirror as mirror,
     )
     from pidm_core.keypoints import (
@@ -136,6 +142,9 @@ if TYPE_CHECKING:
         content_key as content_key,
     )
     from pidm_core.seen import (
+        is_drawn as is_drawn,
+    )
+    from pidm_core.seen import (
         read_seen as read_seen,
     )
     from pidm_core.weight_files import read_weights as read_weights
@@ -148,6 +157,7 @@ _HOME = {
     "ENVIRONMENT": "files",
     "INTERNAL": "files",
     "JOINTS": "keypoints",
+    "NOBODY": "keypoints",
     "PIDMConfig": "config",
     "PIDMPipeline": "pipeline",
     "Record": "data",
@@ -164,6 +174,8 @@ _HOME = {
     "encode_png": "files",
     "place": "hardware",
     "find_keypoints": "data",
+    "has_market1501": "data",
+    "is_drawn": "seen",
     "load_config": "config",
     "load_image": "files",
     "make_pairs": "data",

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pidm_core.files import BAD_DATA, UserError, load_image
-from pidm_core.keypoints import inside, mirror, missing, outside, passes_patn, rescale
+from pidm_core.keypoints import NOBODY, inside, mirror, missing, outside, passes_patn, rescale
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,6 @@ _CACHE_BYTES = 4 << 30
 _BROKEN_LIMIT = 0.01
 _PROBES = 64
 _SELF_SHARE = 0.1
-_NOBODY = np.full((18, 2), np.nan, dtype=np.float32)
 
 View = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """An image file and its joints -> the part of the image that counts, and the joints in its px."""
@@ -165,7 +164,7 @@ def make_pairs(records: Sequence[Record], keypoints: Mapping[str, np.ndarray]) -
 
 
 def _usable(records: Sequence[Record], keypoints: Mapping[str, np.ndarray]) -> np.ndarray:
-    joints = [keypoints.get(record.name, _NOBODY) for record in records]
+    joints = [keypoints.get(record.name, NOBODY) for record in records]
     people = np.array([record.pid not in _JUNK_PIDS for record in records], dtype=bool)
     usable: np.ndarray = people & passes_patn(np.array(joints).reshape(-1, 18, 2))
     return usable
@@ -234,7 +233,7 @@ class Pairs:
         self.records = [records[int(i)] for i in used]
         self.broken: set[int] = set()
         self._images: np.ndarray | None = None
-        joints = [keypoints.get(record.name, _NOBODY) for record in self.records]
+        joints = [keypoints.get(record.name, NOBODY) for record in self.records]
         self._joints = np.array(joints, dtype=np.float32).reshape(-1, 18, 2)
         if len(self.records) * 3 * size[0] * size[1] <= _CACHE_BYTES:
             self._fill_cache()

@@ -88,17 +88,23 @@ def read_people(
 
 
 def withhold(people: People, share: float, *, seed: int) -> tuple[People, People]:
-    """Divide a data set by identity: (the rest, about `share` of the identities, at least one).
+    """Divide a data set by identity: (the rest, `share` of the identities, at least one).
 
-    Who is withheld depends on the seed and the identities alone. Raises UserError (BAD_DATA) if
-    nobody would be left.
+    Only identities with a pair are withheld, for others can judge nothing; who they are depends
+    on the seed and the identities alone. Raises UserError (BAD_DATA) if no pair would be left.
     """
-    pids = sorted({record.pid for record in people.records})
-    count = max(1, round(share * len(pids)))
-    if count >= len(pids):
-        raise UserError(f"{len(pids)} identities are too few to withhold {share:.0%}", BAD_DATA)
-    drawn = sorted(pids, key=lambda pid: sha256(f"{seed}|withheld|{pid}".encode()))[:count]
-    away = np.isin([record.pid for record in people.records], drawn)
+    pids = np.array([record.pid for record in people.records])
+    pairs = make_pairs(people.records, people.keypoints) if people.pairs is None else people.pairs
+    paired = sorted({int(pid) for pid in pids[pairs[:, 1]]})
+    count = max(1, round(share * len(set(pids.tolist()))))
+    if count >= len(paired):
+        raise UserError(
+            f"{len(paired)} identities with a pair are too few to withhold {count} of them "
+            "(train.withhold)",
+            BAD_DATA,
+        )
+    drawn = sorted(paired, key=lambda pid: sha256(f"{seed}|withheld|{pid}".encode()))[:count]
+    away = np.isin(pids, drawn)
     return _part(people, ~away), _part(people, away)
 
 

@@ -6,7 +6,7 @@ so every run writes down the images it uses, those of the model it started from 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,7 @@ from pidm_core.files import BAD_DATA, UserError, read_json, sha256, write_json
 
 FILE = "seen.json"
 DIGITS = 16
+Kind = Literal["drawn", "real", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Seen:
     """The images of one data set that a generator was trained on."""
 
     data: str  # name of its folder
-    kind: Literal["drawn", "real", "unknown"]  # unknown: a model that came without seen.json
+    kind: Kind  # unknown: a model that came without seen.json
     images: dict[str, str]  # file name -> content_key of the file
 
 
@@ -41,21 +42,28 @@ def read_seen(model: str | Path) -> list[Seen] | None:
     return None
 
 
-def write_seen(run: Path, config: PIDMConfig, records: Iterable[Record]) -> None:
-    """Write a run's seen.json; UserError (BAD_DATA) if one of other images is there."""
+def write_seen(run: Path, config: PIDMConfig, records: Sequence[Record]) -> None:
+    """Write a run's seen.json, once; UserError (BAD_DATA) if it was begun with other images."""
     images = {record.name: content_key(record.path) for record in records}
-    drawn = any(Path(config.data).glob("**/toy_market.json"))
-    seen = [Seen(Path(config.data).resolve().name, "drawn" if drawn else "real", images)]
+    if (run / FILE).is_file():  # written when the run began, with the model of that time
+        old = _read(run / FILE)[-1].images
+        if changed := dict(old.items() ^ images.items()):
+            raise UserError(
+                f"{config.data}: {len(changed)} images, such as {min(changed)}, are not those that "
+                f"{run} was begun with; restore them, or train anew in another folder",
+                BAD_DATA,
+            )
+        return
+    kind: Kind = "drawn" if records and is_drawn(records[0]) else "real"
+    seen = [Seen(Path(config.data).resolve().name, kind, images)]
     if start := config.train.init:
         seen = (read_seen(start) or [Seen(Path(start).name, "unknown", {})]) + seen
-    if (run / FILE).is_file() and (old := _read(run / FILE)[-1].images) != images:
-        changed = dict(old.items() ^ images.items())
-        raise UserError(
-            f"{config.data}: {len(changed)} images, such as {min(changed)}, are not those that "
-            f"{run} was begun with; restore them, or train anew in another folder",
-            BAD_DATA,
-        )
     write_json(run / FILE, [asdict(entry) for entry in seen])
+
+
+def is_drawn(record: Record) -> bool:
+    """Whether an image, or the one that it links to, lies in a folder that ToyMarket drew."""
+    return (record.path.resolve().parent.parent / "toy_market.json").is_file()
 
 
 def _read(path: Path) -> list[Seen]:

@@ -77,6 +77,8 @@ class State:
             for key in ("exp_avg", "exp_avg_sq", "step")
         }
         options = self.config.train
+        if model:  # first: a kill in between must not leave a checkpoint whose model is lost
+            save_model(run / "model", self.ema, self.config, card=_card(self.config, step, world))
         save_checkpoint(
             run,
             step,
@@ -84,8 +86,6 @@ class State:
             {"samples": step * options.batch_size * world, "world": world, "version": __version__},
             keep=options.keep,
         )
-        if model:
-            save_model(run / "model", self.ema, self.config, card=_card(self.config, step, world))
 
     def resume(self, run: Path) -> int:
         """Load the newest good checkpoint; return the number of steps that are done."""

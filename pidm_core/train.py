@@ -12,7 +12,7 @@ import math
 import platform
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from pidm_core import __version__
 from pidm_core.config import PIDMConfig, TrainConfig, load_config, save_config, to_dict
-from pidm_core.data import Batch, Pairs, order
+from pidm_core.data import Batch, Pairs, Record, order
 from pidm_core.datasets import read_people, withhold
 from pidm_core.diffusion import Diffusion, drop_conditions, sample_images
 from pidm_core.files import BAD_DATA, UserError, encode_png, read_json, write_bytes, write_json
@@ -59,6 +59,7 @@ class Progress:
     mse: float
     vlb: float
     images_per_second: float  # of all processes
+    seconds: float  # since the step before, its saving and judging included
     stopping: bool  # a signal asked to stop; the checkpoint is written
 
 
@@ -91,15 +92,12 @@ def train(config: PIDMConfig, run: Path) -> Iterator[Progress]:
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     placement = place(config.train.precision, accelerator.device)
     state = State(config, placement)
-    if accelerator.is_main_process:
-        _open_run(config, run, placement, accelerator.num_processes)
-    accelerator.wait_for_everyone()
+    pairs, withheld = _divided_pairs(config)
+    images = pairs.records + (withheld.records if withheld else [])
+    _on_the_first(accelerator, lambda: _open_run(config, run, placement, accelerator, images))
     start = state.resume(run)
     if start == 0 and config.train.init:
         state.start_from(config.train.init)
-    pairs, withheld = _divided_pairs(config)
-    if accelerator.is_main_process:
-        write_seen(run, config, pairs.records + (withheld.records if withheld else []))
     judge = _Judge(run, start, state, withheld) if withheld else None
     if judge and judge.exhausted():
         return
@@ -121,18 +119,20 @@ def train(config: PIDMConfig, run: Path) -> Iterator[Progress]:
                 accelerator.set_trigger()  # all processes must end at the same step
             stopped = accelerator.check_trigger()
             stopping = stopped or last
-            rate = config.train.batch_size * world / max(time.monotonic() - clock, 1e-9)
-            clock = time.monotonic()
             values = torch.stack([loss, mse, vlb]).detach().tolist()
-            progress = Progress(done, values[0], values[1], values[2], rate, stopped)
+            seconds, clock = time.monotonic() - clock, time.monotonic()
+            rate = config.train.batch_size * world / max(seconds, 1e-9)
+            progress = Progress(done, values[0], values[1], values[2], rate, seconds, stopped)
             if not math.isfinite(progress.loss):
                 raise UserError(
                     f"{run}: the loss is {progress.loss} at step {done}; the last checkpoint is "
                     "good, lower train.lr and train on in a new folder with --train.init",
                     BAD_DATA,
                 )
-            saving = stopping or done % config.train.save_every == 0
-            keep = judge.better(done, accelerator) if judge and saving else True
+            regular = last or done % config.train.save_every == 0
+            saving = stopping or regular
+            # A signal's saving is not judged: it must not change which model is kept.
+            keep = judge is None or (regular and judge.better(done, accelerator))
             stopping |= judge is not None and judge.exhausted()
             if accelerator.is_main_process:
                 metrics.add(progress, write=stopping or done % config.train.log_every == 0)
@@ -214,8 +214,9 @@ class _Judge:
         size, total = config.train.batch_size, 0.0
         rounds = math.ceil(JUDGED_IMAGES / size)
         rng = np.random.default_rng(config.train.seed)
-        for k in range(rounds):
-            indices = np.arange(k * size, (k + 1) * size) % len(self.pairs)
+        # evenly over the pairs, which are sorted by identity: everybody withheld has a say
+        chosen = rng.permutation(np.linspace(0, len(self.pairs) - 1, rounds * size).astype(int))
+        for k, indices in enumerate(chosen.reshape(rounds, size)):
             x_s, x_p, y_0 = _tensors(self.pairs.batch(indices, rng, max_scale=0.0), placement)
             clean = y_0.float()
             levels = (np.arange(size) + (k + 0.5) / rounds) * config.diffusion.T / size
@@ -300,12 +301,35 @@ class _Batches:
 # ---------------------------------------------------------------- what comes out
 
 
-def _open_run(config: PIDMConfig, run: Path, placement: Placement, world: int) -> None:
-    """Write config.yaml and env.json, or refuse a folder of another configuration."""
+def _on_the_first(accelerator: Accelerator, act: Callable[[], None]) -> None:
+    """Let the first process act; its UserError is raised in all, so that none waits for it."""
+    refused: list[UserError | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            act()
+        except UserError as error:
+            refused = [error]
+    broadcast_object_list(refused)
+    if refused[0]:
+        raise refused[0]
+
+
+def _open_run(
+    config: PIDMConfig,
+    run: Path,
+    placement: Placement,
+    accelerator: Accelerator,
+    images: Sequence[Record],
+) -> None:
+    """Write config.yaml, env.json and seen.json, or refuse a folder of another configuration."""
     path = run / "config.yaml"
     if path.is_file():
         old, new = (_flat(to_dict(c)) for c in (load_config(PIDMConfig, path), config))
-        harmless = HARMLESS if not config.train.cosine else HARMLESS[:-1]
+        harmless = set(HARMLESS)
+        if config.train.cosine:
+            harmless.remove("train.steps")
+        if config.train.withhold:  # the model kept is one of those saved
+            harmless.remove("train.save_every")
         differences = [
             f"{key} was {old[key]}, is {new[key]}"
             for key in new
@@ -323,9 +347,10 @@ def _open_run(config: PIDMConfig, run: Path, placement: Placement, world: int) -
         "python": platform.python_version(),
         "hardware": str(placement),
         "threads": torch.get_num_threads(),
-        "processes": world,
+        "processes": accelerator.num_processes,
     }
     write_json(run / "env.json", environment)
+    write_seen(run, config, images)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -354,6 +379,7 @@ class _Metrics:
             return
         names = ("loss", "mse", "vlb", "images_per_second")
         means = {n: float(np.mean([getattr(p, n) for p in self._since])) for n in names}
+        means["seconds"] = sum(p.seconds for p in self._since)
         with self.path.open("a") as file:
             file.write(json.dumps({"step": progress.step, **means}) + "\n")
         self._since = []

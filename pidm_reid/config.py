@@ -26,8 +26,8 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class StudentConfig:
-    """The network that is to recognise people again."""
+class NetworkConfig:
+    """A ResNet50 and its input."""
 
     height: int = 256
     """Height of the input in pixels."""
@@ -41,6 +41,12 @@ class StudentConfig:
     """bf16 where the hardware has it ('auto'), bf16 or fp32."""
     workers: int = -1
     """Loader processes (-1: none on a CPU, 8 for a GPU)."""
+
+
+@dataclass(frozen=True)
+class StudentConfig(NetworkConfig):
+    """The network that is to recognise people again."""
+
     standard: Stage = field(default_factory=Stage)
     """The training on D_tr."""
     finetune: Stage = field(default_factory=lambda: Stage(lr=1e-4))
@@ -65,7 +71,7 @@ class FinetunePolicy:
 
 @dataclass(frozen=True)
 class SelectionConfig:
-    """Which of the generated images are kept: twice as many are drawn, the better half stays."""
+    """Which of the generated images are kept."""
 
     unlike: float = 0.05
     """Share of a person's real images that lie below the threshold of likeness (0-1)."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,13 +17,12 @@ from typing import Any, Self
 from pidm_core import BAD_DATA, UserError, load_image
 from pidm_reid import compat
 from pidm_reid import pool as pools
-from pidm_reid.folder import read_augmented
+from pidm_reid.folder import PERSON, person, read_augmented
 
 Item = tuple[str, int, int, int]
 """Path, label (0 ... people-1), camera (from 0), data set (0 real, 1 synthetic)."""
 
 REAL, SYNTHETIC = 0, 1
-_PERSON = re.compile(r"([-\d]+)_c(\d)")
 
 
 class PIDMAugmentedDataset:
@@ -107,7 +105,7 @@ class PIDMAugmentedDataset:
                 f"{home}: no such folder; root must be the folder that holds {self.dataset_dir}",
                 BAD_DATA,
             )
-        if found := _PERSON.search(os.path.abspath(home)):  # torchreid searches the whole path
+        if found := PERSON.search(os.path.abspath(home)):  # torchreid searches the whole path
             raise UserError(
                 f"{home}: torchreid would read person and camera from '{found[0]}' in this path; "
                 "rename that folder",
@@ -209,23 +207,16 @@ def entries(real: Sequence[str], synthetic: Sequence[str]) -> list[Item]:
 
     Labels number the real people by identity, so they depend on no file system's order.
     """
-    label = {pid: k for k, pid in enumerate(sorted({person(path)[0] for path in real}))}
+    people = sorted({person(os.path.basename(path))[0] for path in real})
+    label = {pid: k for k, pid in enumerate(people)}
     items = []
     for kind, paths in ((REAL, real), (SYNTHETIC, synthetic)):
         for path in sorted(paths, key=os.path.basename):
-            pid, camera = person(path)
+            pid, camera = person(os.path.basename(path))
             if pid not in label:
                 raise UserError(f"{path}: person {pid} has no real image", BAD_DATA)
             items.append((path, label[pid], camera - 1, kind))
     return items
-
-
-def person(path: str) -> tuple[int, int]:
-    """Identity and camera (from 1) in an image's name; UserError if there are none."""
-    match = _PERSON.search(os.path.basename(path))
-    if not match:
-        raise UserError(f"{path}: no person and camera (as in 0002_c1…) in its name", BAD_DATA)
-    return int(match[1]), int(match[2])
 
 
 _checked: set[tuple[str, int, int]] = set()

@@ -7,6 +7,7 @@ so a further row is one more entry of ROWS.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -21,9 +22,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pidm_core import (
+    NOBODY,
+    PIDMConfig,
     Record,
     UserError,
     find_keypoints,
+    is_drawn,
     read_json,
     read_keypoints,
     sha256,
@@ -32,7 +36,7 @@ from pidm_core import (
     write_json,
 )
 from pidm_reid import coverage, folder, generators, leaks, plan, retrieval
-from pidm_reid.config import ReidTable
+from pidm_reid.config import PlanPolicy, ReidTable
 from pidm_reid.imported import import_images
 from pidm_reid.pool import open_pool
 from pidm_reid.synthesize import (
@@ -50,8 +54,8 @@ if TYPE_CHECKING:
     from pidm_reid.weights import State
 
 STANDARD, SAME_STEPS = "Standard", "Standard-same-steps"
-NOBODY = np.full((18, 2), np.nan, dtype=np.float32)
 STRICT = ("D_tr", "drawn people + D_tr")  # what a strict generator may have seen
+WEIGHTS_MIB = 94  # of a ResNet50
 CANDIDATES = 2  # generated for each image that a selection keeps
 
 
@@ -60,10 +64,11 @@ class Row:
     """What sets a row apart."""
 
     train: Literal["real", "repeated", "more real", "augmented"]
-    source: str = ""  # of generated images: paper, strict, oracle, or a folder of images
+    source: Literal["", "paper", "strict", "oracle", "images"] = ""  # of what is generated
     selected: bool = False
     erasing: bool = False  # random erasing while it is fine-tuned
     fresh: bool = False  # on the fly: other images in every epoch
+    images: str = ""  # folder of another generator's images
 
 
 ROWS: Mapping[str, Row] = {
@@ -92,7 +97,9 @@ def rows(table: ReidTable) -> dict[str, Row]:
             raise UserError(f"row '{text}' is not NAME=FOLDER, with a name of its own, such as PTN")
         if not Path(images).is_dir():
             raise UserError(f"row {name}: {images}: no such folder")
-        found[name] = Row("augmented", images)
+        found[name] = Row("augmented", "images", images=images)
+    if table.plan != PlanPolicy() and any(row.fresh for row in found.values()):
+        raise UserError("rows: PIDM-strict-fly knows the default plan only, and plan is changed")
     return found
 
 
@@ -114,14 +121,18 @@ class Cell:
 
 
 def cells(table: ReidTable) -> list[Cell]:
-    """All cells, those first that others build on; UserError for a row that is not known."""
+    """All cells, those first that others build on; UserError for a row that is not known.
+
+    Of all real images nothing is generated, unless `per_image` says so: such rows are left out.
+    """
     for ratio in table.ratios:
         plan.check_ratio(ratio)
     return [
-        Cell(row, ratio, seed)
+        Cell(name, ratio, seed)
         for seed in table.seeds
         for ratio in table.ratios
-        for row in rows(table)
+        for name, row in rows(table).items()
+        if ratio < 1 or table.per_image or row.train in ("real", "repeated")
     ]
 
 
@@ -168,6 +179,7 @@ def outlook(table: ReidTable) -> list[str]:
 
     bench, student = Bench(table), table.student
     lines, passes, images, mebibytes = [], 0, 0, 0.0
+    shared: set[Path] = set()  # what several cells use is made once
     for cell in cells(table):
         work, row = bench.work(cell), bench.rows[cell.row]
         stage = student.standard if row.train == "real" else student.finetune
@@ -175,10 +187,14 @@ def outlook(table: ReidTable) -> list[str]:
         synthetic = len(work.recipes) if row.train == "augmented" else 0
         if not done:
             passes += stage.steps * student.batch_size
+            mebibytes += WEIGHTS_MIB * (row.train == "real")
+        if not done and synthetic and row.source != "images" and bench.folder(cell) not in shared:
+            shared.add(bench.folder(cell))
             passes += 2 * table.selection.network.steps * student.batch_size * row.selected
-            images += synthetic * (CANDIDATES if row.selected else 1)
             size = np.mean([record.path.stat().st_size for record in work.real])
-            mebibytes += synthetic * float(size) / 2**20 + 94 * (row.train == "real")
+            drawn = synthetic * (CANDIDATES if row.selected else 1)
+            images += drawn
+            mebibytes += drawn * float(size) / 2**20
         lines.append(
             f"{'done' if done else 'to do':5}  {cell.row:29} {cell.ratio:.0%}  seed {cell.seed}  "
             f"{len(work.real):,} real + {synthetic:,} synthetic images, {stage.steps:,} steps"
@@ -210,6 +226,7 @@ class Bench:
         self.keypoints = Path(table.keypoints or find_keypoints(table.data))
         self.work = functools.cache(self._work)
         self.paper = functools.cache(self._paper)
+        self.init = functools.cache(self._init)
 
     @functools.cached_property
     def contents(self) -> leaks.Contents:
@@ -223,7 +240,12 @@ class Bench:
     @functools.cached_property
     def drawn(self) -> bool:
         """Whether the data set is ToyMarket, of which no paper has published figures."""
-        return any(Path(self.table.data).glob("**/toy_market.json"))
+        return is_drawn(folder.read_people(self.table.data)[0])
+
+    @functools.cached_property
+    def paper_run(self) -> str:
+        """The generator of PIDM-paper, the same for all cells."""
+        return self.table.run or generators.newest_run()
 
     @functools.cached_property
     def query_views(self) -> list[str] | None:
@@ -275,9 +297,15 @@ class Bench:
             "row": cell.row,
             "ratio": cell.ratio,
             "seed": cell.seed,
-            "data": {key: work.split[key] for key in ("content", "full_images", "identities")},
+            "data": {
+                **{key: work.split[key] for key in ("content", "full_images", "identities")},
+                "train": plan.fingerprint(self.contents.train),
+                "test": plan.fingerprint(self.contents.test),
+            },
             "student": student,
         }
+        if self.table.rerank:
+            values["rerank"] = True
         if row.train != "real":
             values["finetune"] = {**finetune, "erasing": row.erasing}
             if self.table.policy.start == "scratch":
@@ -291,19 +319,22 @@ class Bench:
 
     def _generator_configuration(self, cell: Cell) -> dict[str, Any]:
         row, table = self.rows[cell.row], self.table
-        if row.source not in ("paper", "strict", "oracle"):
-            images = {p.name: sha256(p) for p in sorted(Path(row.source).iterdir()) if p.is_file()}
+        if row.source == "images":
+            images = {p.name: sha256(p) for p in sorted(Path(row.images).iterdir()) if p.is_file()}
             return {"images": plan.fingerprint(images)}
         if row.source == "strict":  # it need not be there yet, and follows from these
-            from pidm_reid.strict import strict_config
-
+            config = self.strict_config(cell)
+            generator = to_dict(config)
+            for harmless in ("log_every", "sample_every", "keep"):
+                del generator["train"][harmless]
             values: dict[str, Any] = {
-                "generator": to_dict(strict_config(table.strict, seed=cell.seed)),
+                "generator": generator,
+                "init": self.init(config.train.init),
                 "settings": table.sample.changes(),
             }
         else:
-            generator = self.generator(cell)
-            values = {"renderer": generator.fingerprint, "settings": dict(generator.settings)}
+            made = self.generator(cell)
+            values = {"renderer": made.fingerprint, "settings": dict(made.settings)}
         if row.selected:
             values["selection"] = to_dict(table.selection)
         return values
@@ -354,22 +385,36 @@ class Bench:
         if source == "oracle":
             return generators.oracle(Path(table.data))
         if source == "paper":
-            run = table.run or generators.newest_run()
-            return replace(self.paper(run), saw=self._saw(run, work))
-        from pidm_reid import strict
+            return replace(self.paper(self.paper_run), saw=self._saw(self.paper_run, work))
+        from pidm_reid.strict import train_strict
 
-        run = str(self.strict_run(cell))
-        config = strict.strict_config(table.strict, seed=cell.seed)
-        strict.train_strict(work, self.keypoints, config, Path(run))
-        saw = self._saw(run, work)
-        if saw not in STRICT:
-            raise UserError(f"{run}: a strict generator that saw {saw}, not D_tr alone")
+        run, config = str(self.strict_run(cell)), self.strict_config(cell)
+        if config.train.init:  # before days are spent on it
+            self._refuse_unless_strict(config.train.init, work, f"{table.strict}: train.init")
+        train_strict(work, self.keypoints, config, Path(run))
+        saw = self._refuse_unless_strict(run, work, run)
         return generators.pidm(run, sampling=table.sample, saw=saw)
 
+    def _refuse_unless_strict(self, model: str, work: Work, what: str) -> str:
+        saw = self._saw(model, work)
+        if saw not in ("drawn people", *STRICT):
+            raise UserError(f"{what}: saw {saw}; a strict generator may see D_tr and drawn people")
+        return saw
+
+    def strict_config(self, cell: Cell) -> PIDMConfig:
+        """The training of the strict generator of a D_tr."""
+        from pidm_reid.strict import strict_config
+
+        return strict_config(self.table.strict, seed=cell.seed)
+
     def strict_run(self, cell: Cell) -> Path:
-        """The run folder of the strict generator of a D_tr."""
-        name = f"{self.table.name}_strict{100 * cell.ratio:g}_seed{cell.seed}"
-        return Path(self.table.runs) / name
+        """Its run folder; deeper than other runs, so that no tool takes it for the newest."""
+        name = f"{self.table.name}{100 * cell.ratio:g}_seed{cell.seed}"
+        return Path(self.table.runs) / "strict" / name
+
+    def _init(self, model: str) -> str:
+        """The hash of the model that a training begins with, '' for none."""
+        return generators.pidm(model, sampling=self.table.sample).fingerprint if model else ""
 
     def _paper(self, run: str) -> Generator:
         return generators.pidm(run, sampling=self.table.sample)
@@ -380,8 +425,11 @@ class Bench:
     def folder(self, cell: Cell) -> Path:
         """The augmented folder of a cell."""
         row, table = self.rows[cell.row], self.table
-        kind = {"paper": "pidm", "strict": "strict", "oracle": "oracle"}.get(row.source)
-        kind = (kind or cell.row.lower()) + "_candidates" * row.selected
+        kind = {
+            "paper": "pidm",  # as tools/synthesize.py calls it
+            "strict": f"{table.name}_strict" + "_candidates" * row.selected,
+            "images": f"row_{cell.row}",
+        }.get(row.source, row.source)
         return Path(table.folders) / folder_name(
             table.data, kind=kind, ratio=cell.ratio, seed=cell.seed
         )
@@ -393,27 +441,25 @@ class Bench:
             return Made(real=self.more_real(cell))
         if row.train != "augmented":
             return Made()
-        if row.source not in ("paper", "strict", "oracle"):
+        if row.source == "images":
             return self._imported(cell)
         work = self.work(cell, CANDIDATES if row.selected else 1)
         out, generator = self.folder(cell), self.generator(cell)
-        trained = time.perf_counter()
-        todo = start(work, generator, out)
-        batches = synthesize(work, generator, out)
-        for _ in track(batches, total=len(todo), label=f"synthesize {out}", unit="images"):
-            pass
-        names, made = [recipe.file_name for recipe in work.recipes], time.perf_counter()
+        if todo := start(work, generator, out):
+            with _spending(out, "synthesis_seconds"):
+                batches = synthesize(work, generator, out)
+                for _ in track(batches, total=len(todo), label=f"synthesize {out}", unit="images"):
+                    pass
         if row.selected:
-            names = self._selected(cell, work, out)
-        images = folder.read_augmented(out).train_folder
+            self._select(cell, work, out)
+        made = folder.read_augmented(out)
+        images = made.train_folder
         if row.fresh:
             images = Path(open_pool(out, generator, keypoints=str(self.keypoints)))
         return Made(
-            synthetic=[images / name for name in names],
+            synthetic=[images / name for name in made.synthetic],
             saw=generator.saw,
-            synthesis_seconds=made - trained,
-            selection_seconds=time.perf_counter() - made,
-            generator_seconds=self._generator_seconds(cell),
+            seconds={**_spent(out), "generator_seconds": self._generator_seconds(cell)},
         )
 
     def _generator_seconds(self, cell: Cell) -> float:
@@ -422,51 +468,56 @@ class Bench:
         source = self.rows[cell.row].source
         if source == "oracle":
             return 0.0
-        run = self.strict_run(cell) if source == "strict" else Path(self.table.run)
-        return training_seconds(run)
+        return training_seconds(
+            self.strict_run(cell) if source == "strict" else Path(self.paper_run)
+        )
 
-    def _selected(self, cell: Cell, work: Work, out: Path) -> list[str]:
-        """Names of the images that the selection keeps; it is done once for all rows."""
+    def _select(self, cell: Cell, work: Work, out: Path) -> None:
+        """Choose among the candidates in a folder, once for all rows."""
         from pidm_reid import scoring
 
-        note = out / "selection.json"
-        student = to_dict(self.table.student)
-        asked = {
-            "selection": to_dict(self.table.selection),
-            "student": {k: student[k] for k in ("height", "width", "batch_size", "weights")},
-            "plan": work.split["plan"],
-        }
-        if not (note.is_file() and read_json(note) == asked):
-            pids = {record.name: record.pid for record in work.real}
+        table, note = self.table, out / "selection.json"
+        asked = {**scoring.asked_of(table.student, table.selection), "plan": work.split["plan"]}
+        if note.is_file() and read_json(note) == asked:
+            return
+        with _spending(out, "selection_seconds"):
             choices, among_real = scoring.choose(
                 work.real,
                 work.recipes,
                 out / folder.BASE / folder.TRAIN,
                 joints=work.poses.keypoints,
-                keep=Counter(pids[recipe.source] for recipe in self.work(cell).recipes),
-                student=self.table.student,
-                config=self.table.selection,
+                keep=self._planned(cell),
+                student=table.student,
+                config=table.selection,
                 seed=cell.seed,
             )
-            scoring.write_choices(out, choices, among_real)
-            write_json(note, asked)
-        return [choice.file_name for choice in scoring.read_choices(out) if choice.kept]
+        scoring.write_choices(out, choices, among_real)
+        write_json(note, asked)
+
+    def _planned(self, cell: Cell) -> Counter[int]:
+        """How many images of each person the plan has."""
+        work = self.work(cell)
+        pids = {record.name: record.pid for record in work.real}
+        return Counter(pids[recipe.source] for recipe in work.recipes)
 
     def _imported(self, cell: Cell) -> Made:
-        """Another generator's images, of them at most as many as the plan has."""
+        """Another generator's images, of each person at most as many as the plan has."""
         work, out = self.work(cell), self.folder(cell)
-        images = Path(self.rows[cell.row].source)
-        real = {**self.contents.train, **self.contents.test}
-        left_out = [line for line in import_images(work, images, out, real=real) if line]
-        taken = folder.read_augmented(out)
-        if not taken.synthetic:
-            raise UserError(f"{images}: none of its images can be used; {left_out[0]}")
-        chosen = plan.shuffled(taken.synthetic, seed=cell.seed, key=str)[: len(work.recipes)]
-        return Made(
-            synthetic=[taken.train_folder / name for name in chosen],
-            saw="unknown",
-            left_out=left_out,
-        )
+        images = Path(self.rows[cell.row].images)
+        taken_over = import_images(work, images, out, real=self.contents.named())
+        left_out = [line for line in taken_over if line]
+        found, planned = folder.read_augmented(out), self._planned(cell)
+        chosen, taken = [], Counter[int]()
+        for name in plan.shuffled(found.synthetic, seed=cell.seed, key=str):
+            pid = folder.person(name)[0]
+            if taken[pid] < planned[pid]:
+                taken[pid] += 1
+                chosen.append(found.train_folder / name)
+        if not chosen:
+            raise UserError(f"{images}: none of its images can be used; {left_out[:1]}")
+        if len(chosen) < len(work.recipes):
+            left_out.append(f"{images}: {len(chosen)} images for the {len(work.recipes)} planned")
+        return Made(synthetic=chosen, saw="unknown", left_out=left_out)
 
     def _standard(self, cell: Cell) -> State:
         """The weights that Standard left, or trained now if it is not among the rows."""
@@ -475,8 +526,10 @@ class Bench:
         path = self._standard_path(cell)
         if not path.is_file():
             standard = replace(cell, row=STANDARD)
-            result = self.run(standard, self.configuration(standard))
-            write_json(standard.path(self.table), result)
+            configuration, there = self.configuration(standard), standard.path(self.table)
+            if there.is_file():
+                _refuse_changes(there, read_json(there)["configuration"], configuration)
+            write_json(there, self.run(standard, configuration))
         return weights.load_state(path)
 
     def _standard_path(self, cell: Cell) -> Path:
@@ -513,11 +566,11 @@ class Bench:
                 for key in ("queries", "unmatched", "gallery", "junk", "distractors")
             },
             "cost": {
-                "train_seconds": result.train_seconds,
+                **made.seconds,
+                "synthesis_seconds": made.seconds.get("synthesis_seconds", 0.0)
+                + result.fresh_seconds,
+                "train_seconds": result.train_seconds - result.fresh_seconds,
                 "test_seconds": result.test_seconds,
-                "synthesis_seconds": made.synthesis_seconds,
-                "selection_seconds": made.selection_seconds,
-                "generator_seconds": made.generator_seconds,
                 "images_per_s": result.images_per_s,
             },
             "by_person": retrieval.by_person(ranking, [record.pid for record in query]),
@@ -537,9 +590,24 @@ class Made:
     real: Sequence[Path] = ()
     saw: str = "-"
     left_out: list[str] = dataclasses.field(default_factory=list)
-    synthesis_seconds: float = 0.0
-    selection_seconds: float = 0.0
-    generator_seconds: float = 0.0
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def _spending(out: Path, what: str) -> Iterator[None]:
+    """Add the time of a block to cost.json of a folder, interrupted or not."""
+    begin = time.perf_counter()
+    try:
+        yield
+    finally:
+        spent = _spent(out)
+        seconds = spent.get(what, 0.0) + time.perf_counter() - begin
+        write_json(out / "cost.json", {**spent, what: seconds})
+
+
+def _spent(out: Path) -> dict[str, float]:
+    path = out / "cost.json"
+    return read_json(path) if path.is_file() else {}
 
 
 def _figures(ranking: retrieval.Ranking) -> dict[str, Any]:

@@ -27,9 +27,9 @@ from pidm_core import (
     track,
 )
 from pidm_reid import compat, retrieval
-from pidm_reid.config import Stage, StudentConfig
-from pidm_reid.dataset import REAL, SYNTHETIC, Item, check_images, entries, person
-from pidm_reid.folder import GALLERY, QUERY
+from pidm_reid.config import NetworkConfig, Stage
+from pidm_reid.dataset import REAL, SYNTHETIC, Item, check_images, entries
+from pidm_reid.folder import GALLERY, QUERY, person
 from pidm_reid.plan import shuffled
 from pidm_reid.pool import Pool, fresh_each_epoch
 from pidm_reid.weights import State, backbone, describe_weights, imagenet_file
@@ -66,6 +66,7 @@ class Result:
     weights: str  # "ImageNet …", "from scratch" or "Standard"
     precision: str
     fresh_images: int = 0  # different synthetic images shown on the fly
+    fresh_seconds: float = 0.0  # of train_seconds, spent on making them
     reranked: retrieval.Ranking | None = None  # the same features with k-reciprocal re-ranking
 
 
@@ -138,7 +139,7 @@ def train_and_test(
     train: Sequence[Item],
     test: TestSet,
     *,
-    config: StudentConfig,
+    config: NetworkConfig,
     stage: Stage,
     seed: int,
     start: State | None = None,
@@ -173,6 +174,7 @@ def train_and_test(
         images_per_s=stage.steps * config.batch_size / (trained - begin),
         weights=weights,
         fresh_images=sum(pool.distinct_images for pool in pools),
+        fresh_seconds=sum(pool.wait_seconds for pool in pools),
         precision="bf16" if engine.bf16 else "fp32",
         reranked=rank(features, test, by=retrieval.rerank) if rerank else None,
     )
@@ -183,7 +185,7 @@ def train_and_embed(
     train: Sequence[Item],
     images: Sequence[Record],
     *,
-    config: StudentConfig,
+    config: NetworkConfig,
     stage: Stage,
     seed: int,
     label: str,
@@ -201,7 +203,7 @@ def _train(
     train: Sequence[Item],
     test: TestSet,
     *,
-    config: StudentConfig,
+    config: NetworkConfig,
     stage: Stage,
     seed: int,
     start: State | None,
@@ -216,15 +218,17 @@ def _train(
     model, weights = _make_model(manager.num_train_pids, config=config, start=start)
     engine = _make_engine(manager, model, config=config, stage=stage)
     last = round(how.real_last * stage.steps)
-    history = _run(engine, stage.steps - last, label=label, batch=config.batch_size)
+    try:
+        history = _run(engine, stage.steps - last, label=label, batch=config.batch_size)
+    finally:
+        for pool in pools:
+            pool.close()
     if last:
         real = [item for item in train if item[3] == REAL]
         engine.train_loader = make_manager(
             real, test, config=config, how=replace(how, half_real=False)
         ).train_loader
         history += _run(engine, last, label=f"{label}, real images", batch=config.batch_size)
-    for pool in pools:
-        pool.close()
     return engine, history, weights, pools
 
 
@@ -243,7 +247,7 @@ def _run(
 
 
 def make_manager(
-    train: Sequence[Item], test: TestSet, *, config: StudentConfig, how: How | None = None
+    train: Sequence[Item], test: TestSet, *, config: NetworkConfig, how: How | None = None
 ) -> Any:
     """torchreid's ImageDataManager over lists of images."""
     how = how or How()
@@ -292,7 +296,7 @@ def _listed(train: Sequence[Item], test: TestSet) -> type[Any]:
 
 
 def _make_engine(
-    manager: Any, model: torch.nn.Module, *, config: StudentConfig, stage: Stage
+    manager: Any, model: torch.nn.Module, *, config: NetworkConfig, stage: Stage
 ) -> FastSoftmaxEngine:
     optimizer = torch.optim.Adam(
         model.parameters(),
@@ -322,7 +326,7 @@ def _make_engine(
 
 
 def _make_model(
-    people: int, *, config: StudentConfig, start: State | None
+    people: int, *, config: NetworkConfig, start: State | None
 ) -> tuple[torch.nn.Module, str]:
     model = torchreid.models.build_model(NETWORK, people, loss="softmax", pretrained=False)
     if start is not None:
@@ -333,7 +337,7 @@ def _make_model(
     return model, describe_weights(config.weights)
 
 
-def measure_speed(config: StudentConfig) -> float:
+def measure_speed(config: NetworkConfig) -> float:
     """Training images a second on this machine, from three iterations on noise."""
     loaders = {"train_loader": [], "test_loader": {}, "num_train_pids": MEASURED_PEOPLE}
     manager = SimpleNamespace(**loaders, use_gpu=torch.cuda.is_available())
@@ -394,7 +398,7 @@ def _features(engine: FastSoftmaxEngine, loader: Any) -> np.ndarray:
 
 def _check_people(train: Sequence[Item], test: TestSet) -> None:
     tested = {record.pid for record in test.query}
-    if both := {person(item[0])[0] for item in train} & tested:
+    if both := {person(Path(item[0]).name)[0] for item in train} & tested:
         raise UserError(
             f"{len(both)} people, such as {min(both)}, are in the training set and in the query; "
             "a score on them says nothing",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from pidm_core import (
     ENVIRONMENT,
     Record,
     UserError,
+    parse_json,
     read_json,
     read_market1501,
     sha256,
@@ -35,6 +37,7 @@ BASE, ALIAS = "market1501", "Market-1501-v15.09.15"
 SPLIT, PLAN, MANIFEST = "split.json", "plan.jsonl", "manifest.jsonl"
 SELECTION, AMONG_REAL = "selection.jsonl", "selection_real.json"
 FORMAT = 1
+PERSON = re.compile(r"([-\d]+)_c(\d)")  # the rule that all readers of Market-1501 share
 
 
 # ---------------------------------------------------------------- reading
@@ -47,7 +50,7 @@ class Augmented:
     root: Path
     split: dict[str, Any]
     real: tuple[str, ...]  # names of D_tr, sorted
-    synthetic: tuple[str, ...]  # names of the finished images, sorted
+    synthetic: tuple[str, ...]  # names of the finished images that no selection drops, sorted
 
     @property
     def train_folder(self) -> Path:
@@ -84,7 +87,30 @@ def read_augmented(root: str | Path, *, verify: bool = True) -> Augmented:
             f"({len(bad)} such files); run the same synthesize command again",
             BAD_DATA,
         )
-    return Augmented(root, split, tuple(sorted(split["real"])), tuple(sorted(ledger)))
+    choices = read_lines(root / SELECTION)
+    dropped = {name for name, choice in choices.items() if not choice.get("kept")}
+    synthetic = tuple(name for name in sorted(ledger) if name not in dropped)
+    return Augmented(root, split, tuple(sorted(split["real"])), synthetic)
+
+
+def read_lines(path: Path) -> dict[str, dict[str, Any]]:
+    """JSON lines by their file_name, {} without the file; UserError (BAD_DATA) for others."""
+    entries: dict[str, dict[str, Any]] = {}
+    if path.is_file():
+        for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
+            entry = parse_json(line, f"{path}:{number}")
+            if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+                raise UserError(f"{path}:{number}: no file_name in this line; remove it", BAD_DATA)
+            entries[entry["file_name"]] = entry
+    return entries
+
+
+def person(name: str) -> tuple[int, int]:
+    """Identity and camera (from 1) in an image's name; UserError (BAD_DATA) if there are none."""
+    match = PERSON.search(name)
+    if not match:
+        raise UserError(f"{name}: no person and camera (as in 0002_c1…) in its name", BAD_DATA)
+    return int(match[1]), int(match[2])
 
 
 def read_people(root: str | Path, subset: str = TRAIN) -> list[Record]:

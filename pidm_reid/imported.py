@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -77,11 +76,9 @@ def import_images(
 def _imported_recipe(
     path: Path, stems: Mapping[str, Record], people: set[int], numbers: dict[str, int]
 ) -> Recipe:
-    person = re.search(r"([-\d]+)_c(\d)", path.name)
-    if not person:
-        raise UserError(f"{path}: no person and camera (as in 0002_c1…) in its name", BAD_DATA)
-    if int(person[1]) not in people:
-        raise UserError(f"{path}: person {person[1]} is not in the training subset", BAD_DATA)
+    pid, _ = folder.person(path.name)
+    if pid not in people:
+        raise UserError(f"{path}: person {pid:04d} is not in the training subset", BAD_DATA)
     source, target = (
         named_pair(path.stem, sources=stems)
         or named_pair(path.stem)

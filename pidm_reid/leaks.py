@@ -2,45 +2,57 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pidm_core import BAD_DATA, Seen, UserError, content_key, read_seen
+from pidm_core import (
+    BAD_DATA,
+    Seen,
+    UserError,
+    content_key,
+    has_market1501,
+    read_market1501,
+    read_seen,
+)
 from pidm_reid import folder
-
-_PERSON = re.compile(r"(\d+)_c\d")
 
 
 @dataclass(frozen=True)
 class Contents:
-    """The images of a data set: content_key -> file name."""
+    """The images of a data set: file name -> content_key."""
 
     train: Mapping[str, str]
-    test: Mapping[str, str]  # query and gallery, distractors among them
+    test: Mapping[str, str]  # query and gallery, with junk and distractors; names with the folder
 
-    def people(self) -> set[str]:
-        """Identities of query and gallery, as they are written in the names."""
-        return {pid for name in self.test.values() if int(pid := person(name)) > 0}
+    def named(self) -> dict[str, str]:
+        """content_key -> a name of that image."""
+        return {key: name for part in (self.train, self.test) for name, key in part.items()}
+
+    def tested(self) -> set[int]:
+        """Identities of query and gallery."""
+        return {pid for name in self.test if (pid := folder.person(name)[0]) > 0}
 
 
 def read_contents(data: str | Path) -> Contents:
     """Hash a data set, with query and gallery if it has them."""
-    records = folder.read_people(data)
-    home = records[0].path.parent.parent
-    tested = [s for s in (folder.QUERY, folder.GALLERY) if (home / s).is_dir()]
-    test = [record for subset in tested for record in folder.read_people(data, subset)]
-    train_keys, test_keys = ({content_key(r.path): r.name for r in x} for x in (records, test))
-    return Contents(train_keys, test_keys)
+    train = {record.name: content_key(record.path) for record in folder.read_people(data)}
+    test = {
+        f"{subset}/{record.name}": content_key(record.path)
+        for subset in (folder.QUERY, folder.GALLERY)
+        if has_market1501(data, subset)
+        for record in read_market1501(data, subset)
+    }
+    return Contents(train, test)
 
 
 def refuse_overlap(contents: Contents, data: str | Path) -> None:
     """UserError (BAD_DATA) if a test image is a training image as well, whatever its name."""
-    if both := sorted(contents.train.keys() & contents.test.keys()):
+    keys = set(contents.train.values())
+    if both := sorted(name for name, key in contents.test.items() if key in keys):
         raise UserError(
-            f"{data}: {len(both)} images are in the training set and in query or gallery, such as "
-            f"{contents.train[both[0]]} and {contents.test[both[0]]}; a score on them says nothing",
+            f"{data}: {len(both)} images of query and gallery are in the training set as well, "
+            f"such as {both[0]}; a score on them says nothing",
             BAD_DATA,
         )
 
@@ -57,34 +69,31 @@ def generator_saw(
     seen = read_seen(model) if seen is None else seen
     if seen is None:
         return "unknown"
-    labels = [_label(entry, contents, set(real), model) for entry in seen]
+    labels = [_label(entry, contents, real, model) for entry in seen]
     return " + ".join(dict.fromkeys(labels))
 
 
-def _label(entry: Seen, contents: Contents, real: set[str], model: str) -> str:
+def _label(entry: Seen, contents: Contents, real: Collection[str], model: str) -> str:
     keys = set(entry.images.values())
-    if test := keys & contents.test.keys():
+    if test := sorted(name for name, key in contents.test.items() if key in keys):
         raise UserError(
             f"{model}: was trained on {len(test)} images of query and gallery, such as "
-            f"{contents.test[min(test)]}; what it generates may not be trained on",
+            f"{test[0]}; what it generates may not be trained on",
             BAD_DATA,
         )
-    shared = keys & contents.train.keys()
-    if shared and (tested := {person(name) for name in entry.images} & contents.people()):
+    train = set(contents.train.values())
+    if keys & train and (both := _people(entry) & contents.tested()):
         raise UserError(
-            f"{model}: was trained on {len(tested)} people of query and gallery, such as "
-            f"{min(tested)}; what it generates may not be trained on",
+            f"{model}: was trained on {len(both)} people of query and gallery, such as "
+            f"{min(both)}; what it generates may not be trained on",
             BAD_DATA,
         )
-    if keys and shared == keys:
-        names = {contents.train[key] for key in keys}
-        return "D_tr" if names <= real else "all train"
+    if keys and keys <= train:
+        return "D_tr" if keys <= {contents.train[name] for name in real} else "all train"
     if entry.kind == "unknown":
         return "unknown"
     return "drawn people" if entry.kind == "drawn" else "external"
 
 
-def person(name: str) -> str:
-    """The identity in a name such as 0002_c1s1_000451_03.jpg; '-1' if there is none."""
-    match = _PERSON.match(name)
-    return match[1] if match else "-1"
+def _people(entry: Seen) -> set[int]:
+    return {folder.person(name)[0] for name in entry.images if folder.PERSON.search(name)}

@@ -229,6 +229,8 @@ class Succession:
         self.manifest = folder.read_ledger(root / folder.MANIFEST)
         lines = map(json.loads, (root / folder.PLAN).read_text("utf-8").splitlines())
         planned = {line["file_name"]: line["source"] for line in lines}
+        if "policy" in self.split:
+            raise UserError(f"{root}: planned by a policy; on the fly knows the default plan only")
         if not self.manifest or not self.manifest.keys() <= planned.keys():
             raise UserError(f"{root}: no generated images, or others than its plan's", BAD_DATA)
         self.images = Counter(planned.values())

@@ -20,11 +20,11 @@ import numpy as np
 
 from pidm_core import (
     BAD_DATA,
+    NOBODY,
     Record,
     UserError,
     find_keypoints,
     load_image,
-    parse_json,
     read_json,
     read_keypoints,
     read_market1501,
@@ -45,12 +45,12 @@ from pidm_reid.table import (
 
 REPORT = "report.html"
 SHOWN_KEPT, SHOWN_DROPPED, SHOWN_DUPLICATES = 24, 12, 10
-IMPORTED = "imported:"  # how the renderer of a folder of images is called
 GAIN_NOTE = (
     "± is the standard deviation over seeds. Gain: mAP over Standard-same-steps with the same "
-    "seed, mean of the seeds [95 % interval of Student's t]; in bold if the interval excludes 0. "
-    "People: 95 % interval when the people of the query are drawn anew (bootstrap). Generator saw: "
-    "which images the generator was trained on."
+    "seed (of rows with random erasing over its row with erasing), mean of the seeds [95 % "
+    "interval of Student's t]; in bold if the interval excludes 0. People: 95 % interval when the "
+    "people of the query are drawn anew (bootstrap). Generator saw: which images the generator "
+    "was trained on."
 )
 
 
@@ -110,11 +110,7 @@ def _plot(lines: Sequence[Line]) -> str:
 
 def _command(table: Path, results: Sequence[Mapping[str, Any]], lines: Sequence[Line]) -> str:
     """The command that made the table, as far as its results tell."""
-    foreign = {
-        result["row"]
-        for result in results
-        if str(result.get("configuration", {}).get("renderer", "")).startswith(IMPORTED)
-    }
+    foreign = {result["row"] for result in results if "images" in result.get("configuration", {})}
     rows = list(dict.fromkeys(line.name for line in lines if line.mean))
     seeds = sorted({seed for line in lines for seed in line.seeds})
     parts = ["python", "tools/reproduce_table.py", "reid", "--name", table.resolve().name]
@@ -184,15 +180,15 @@ def is_augmented(path: Path) -> bool:
 def _read(root: Path, keypoints: Path | None, joint_errors: Mapping[str, float]) -> _Contents:
     augmented = folder.read_augmented(root, verify=False)
     files = {record.name: record for record in read_market1501(augmented.root)}
-    selection = _read_lines(root / folder.SELECTION)
+    selection = folder.read_lines(root / folder.SELECTION)
     out = {name for name, entry in selection.items() if not entry.get("kept")}
     return _Contents(
         split=augmented.split,
         files=files,
         real=[name for name in augmented.real if name in files],
-        kept=[name for name in augmented.synthetic if name in files and name not in out],
+        kept=[name for name in augmented.synthetic if name in files],
         dropped=sorted(out),
-        recipes=_read_lines(root / folder.PLAN) | folder.read_ledger(root / folder.MANIFEST),
+        recipes=folder.read_lines(root / folder.PLAN) | folder.read_ledger(root / folder.MANIFEST),
         selection=selection,
         keypoints=read_keypoints(keypoints) if keypoints else _beside(augmented),
         joint_errors=joint_errors,
@@ -206,19 +202,6 @@ def _beside(augmented: folder.Augmented) -> dict[str, np.ndarray]:
         return read_keypoints(find_keypoints(first.resolve().parent.parent))
     except (UserError, IndexError):
         return {}
-
-
-def _read_lines(path: Path) -> dict[str, dict[str, Any]]:
-    """JSON lines by their file name, {} without the file; UserError (BAD_DATA) for others."""
-    if not path.is_file():
-        return {}
-    entries = {}
-    for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
-        entry = parse_json(line, f"{path}:{number}")
-        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
-            raise UserError(f"{path}:{number}: no file_name in this line; remove it", BAD_DATA)
-        entries[entry["file_name"]] = entry
-    return entries
 
 
 def _summary(contents: _Contents) -> str:
@@ -440,10 +423,9 @@ def _orientations(contents: _Contents) -> str:
     """Where people face: real images by their joints, generated ones by those asked for."""
     if not contents.keypoints:
         return paragraph("Not known: no keypoint file that can be read lies beside the data set.")
-    nobody = np.full((18, 2), np.nan)
 
     def facing(poses: Iterable[str]) -> Counter[str]:
-        joints = [contents.keypoints.get(pose, nobody) for pose in poses]
+        joints = [contents.keypoints.get(pose, NOBODY) for pose in poses]
         return Counter(coverage.facing(np.array(joints).reshape(-1, 18, 2)))
 
     real = facing(contents.real)

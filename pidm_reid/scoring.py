@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pidm_core import (
+    BAD_DATA,
     JOINTS,
+    NOBODY,
     Record,
+    UserError,
     find_keypoints,
     read_keypoints,
     to_dict,
@@ -20,12 +25,11 @@ from pidm_core import (
     write_json,
 )
 from pidm_reid import coverage, finetune, folder, selection
-from pidm_reid.config import SelectionConfig, StudentConfig
-from pidm_reid.dataset import person
-from pidm_reid.plan import Recipe, write_recipes
+from pidm_reid.config import NetworkConfig, SelectionConfig
+from pidm_reid.plan import Recipe, fingerprint, write_recipes
 from pidm_reid.selection import Choice
+from pidm_reid.weights import describe_weights
 
-NOBODY = np.full((18, 2), np.nan, dtype=np.float32)
 _HIPS = [JOINTS.index("right_hip"), JOINTS.index("left_hip")]
 
 
@@ -36,7 +40,7 @@ def choose(
     *,
     joints: Mapping[str, np.ndarray],
     keep: Mapping[int, int],
-    student: StudentConfig,
+    student: NetworkConfig,
     config: SelectionConfig,
     seed: int,
 ) -> tuple[list[Choice], dict[str, float]]:
@@ -54,6 +58,8 @@ def choose(
     for number, (half, others) in enumerate((halves, halves[::-1])):
         known = [record for record in real if record.pid in half]
         made = [recipe for recipe in recipes if pids[recipe.source] in half]
+        if not made:
+            continue
         place = {record.name: k for k, record in enumerate(known)}
         drawn = [Record(images / r.file_name, r.file_name, pids[r.source], 0) for r in made]
         features = finetune.train_and_embed(
@@ -64,7 +70,8 @@ def choose(
             seed=seed,
             label=f"judge {number + 1} of 2",
         )
-        poses = [joints.get(recipe.pose, NOBODY) for recipe in made]
+        # an imported image names its pose without the ending
+        poses = [joints.get(r.pose, joints.get(f"{r.pose}.jpg", NOBODY)) for r in made]
         chosen, similarities = selection.select(
             [recipe.file_name for recipe in made],
             features=features[len(known) :],
@@ -81,28 +88,43 @@ def choose(
     return sorted(choices, key=lambda choice: choice.file_name), among_real
 
 
+def asked_of(student: NetworkConfig, config: SelectionConfig) -> dict[str, Any]:
+    """All settings that decide a selection."""
+    network = {k: getattr(student, k) for k in ("height", "width", "batch_size", "precision")}
+    return {**to_dict(config), **network, "weights": describe_weights(student.weights)}
+
+
 def select_folder(
     source: Path,
     out: Path,
     *,
     keypoints: Path | None,
     keep: float,
-    student: StudentConfig,
+    student: NetworkConfig,
     config: SelectionConfig,
     seed: int,
 ) -> list[Choice]:
     """Make another augmented folder of the better images of one, the share `keep` of each person.
 
-    The first folder is not changed; the second links to its images. Done before, it is only read.
-    Raises UserError if `out` holds another selection or something else.
+    Shares are rounded up, so that nobody is lost. The first folder is not changed; the second
+    links to its images. Done before, it is only read.
+    Raises UserError if `out` holds another selection or something else, and (BAD_DATA) for
+    imported images whose source is not known.
     """
     augmented = folder.read_augmented(source)
     ledger = folder.read_ledger(source / folder.MANIFEST)
     names = [field.name for field in dataclasses.fields(Recipe)]
-    recipes = [Recipe(**{k: ledger[name][k] for k in names}) for name in augmented.synthetic]
+    recipes = [Recipe(**{k: entry[k] for k in names}) for _, entry in sorted(ledger.items())]
+    if unknown := [recipe.file_name for recipe in recipes if not recipe.source]:
+        raise UserError(
+            f"{source}: the source of {len(unknown)} images, such as {unknown[0]}, is not known; "
+            "without it an image cannot be judged",
+            BAD_DATA,
+        )
     images = augmented.train_folder
-    real = [Record(images / n, n, *person(n)) for n in augmented.real]
-    asked = {**to_dict(config), "keep": keep, "seed": seed, "height": student.height}
+    real = [Record(images / n, n, *folder.person(n)) for n in augmented.real]
+    made_of = fingerprint({name: entry["sha256"] for name, entry in ledger.items()})
+    asked = {**asked_of(student, config), "keep": keep, "seed": seed, "images": made_of}
     folder.start_folder(out, {**augmented.split, "selection": asked})
     if not (out / folder.SELECTION).is_file():
         beside = keypoints or find_keypoints(real[0].path.resolve().parent.parent)
@@ -113,7 +135,7 @@ def select_folder(
             recipes,
             images,
             joints=read_keypoints(beside),
-            keep={pid: round(keep * count) for pid, count in made.items()},
+            keep={pid: math.ceil(keep * count) for pid, count in made.items()},
             student=student,
             config=config,
             seed=seed,

@@ -11,7 +11,6 @@ from pidm_core import (
     PIDMConfig,
     UserError,
     load_config,
-    read_json,
     read_keypoints,
     write_keypoints,
 )
@@ -52,6 +51,13 @@ def train_strict(work: Work, keypoints: Path, config: PIDMConfig, run: Path) -> 
     known = {record.name: joints[record.name] for record in work.real if record.name in joints}
     write_keypoints(home / "market-annotation-train.csv", known)
     config = replace(config, data=str(run / "people"))
+    if (run / "config.yaml").is_file():  # more steps are harmless to a run, not to a table
+        old = load_config(PIDMConfig, run / "config.yaml").train.steps
+        if old != config.train.steps:
+            raise UserError(
+                f"{run}: was trained for {old} steps, not {config.train.steps}; remove it, or give "
+                "the table another name"
+            )
     steps = train.train(config, run)
     for step in train.watch(steps, total=config.train.steps, label=f"train {run}"):
         if step.stopping:
@@ -60,14 +66,6 @@ def train_strict(work: Work, keypoints: Path, config: PIDMConfig, run: Path) -> 
 
 def training_seconds(run: Path) -> float:
     """How long a run folder's training took, from its log; 0 if it has none."""
-    log, environment = run / "metrics.jsonl", run / "env.json"
-    if not (log.is_file() and environment.is_file()):
-        return 0.0
-    processes = read_json(environment).get("processes", 1)
-    images = load_config(PIDMConfig, run / "config.yaml").train.batch_size * processes
-    seconds, before = 0.0, 0
-    for line in log.read_text().splitlines():
-        entry = json.loads(line)
-        seconds += (entry["step"] - before) * images / entry["images_per_second"]
-        before = entry["step"]
-    return seconds
+    log = run / "metrics.jsonl"
+    lines = log.read_text().splitlines() if log.is_file() else []
+    return float(sum(json.loads(line).get("seconds", 0.0) for line in lines))

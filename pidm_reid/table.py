@@ -21,7 +21,7 @@ import numpy as np
 
 from pidm_core import BAD_DATA, UserError, read_json, write_bytes, write_json
 
-REFERENCE = "Standard-same-steps"
+REFERENCE, ERASING = "Standard-same-steps", "-erasing"
 RESAMPLES = 2000
 FIGURES = ("mAP", "rank-1", "rank-5", "rank-10", "mINP")
 MARKET_IMAGES = 12_936  # training images of Market-1501
@@ -108,7 +108,7 @@ def summarise(results: Sequence[Mapping[str, Any]], *, published: bool = False) 
     for result in results:
         groups[result["ratio"], result["row"]].append(result)
     lines = [
-        _line(ratio, row, cells, groups.get((ratio, REFERENCE), []))
+        _line(ratio, row, cells, groups.get((ratio, _reference(row)), []))
         for (ratio, row), cells in groups.items()
     ]
     if published:
@@ -123,6 +123,12 @@ def summarise(results: Sequence[Mapping[str, Any]], *, published: bool = False) 
             line.mean.get("mAP", line.published),
         ),
     )
+
+
+def _reference(row: str) -> str:
+    """What a row is compared with: random erasing is no gain of the generated images."""
+    erasing = row.endswith(ERASING) and row != REFERENCE + ERASING
+    return REFERENCE + ERASING * erasing
 
 
 def _with_published(lines: Sequence[Line]) -> list[Line]:
@@ -174,15 +180,15 @@ def _line(
     return Line(
         name=row,
         ratio=ratio,
-        label=str(first.get("label", row)),
+        label=_joined(cells, "label") or row,
         mean={name: statistics.fmean(v) for name, v in values.items()},
         sd={name: statistics.stdev(v) for name, v in values.items()} if len(cells) > 1 else {},
         images=first["images"]["entries"],
         synthetic=first["images"]["synthetic"],
         steps=first["steps"],
         seeds=tuple(cell["seed"] for cell in cells),
-        generator_saw=first["generator_saw"],
-        weights=first["weights"],
+        generator_saw=_joined(cells, "generator_saw"),
+        weights=_joined(cells, "weights"),
         gain=gain,
         interval=interval,
         people_interval=bootstrap(cells, reference),
@@ -198,6 +204,11 @@ def _line(
         by_camera=_by_group(cells, "by_camera"),
         by_orientation=_by_group(cells, "by_orientation"),
     )
+
+
+def _joined(cells: Sequence[Mapping[str, Any]], key: str) -> str:
+    """What the seeds of a row say, once if they agree."""
+    return ", ".join(dict.fromkeys(str(cell[key]) for cell in cells if key in cell))
 
 
 def _hours(cells: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -389,7 +400,8 @@ COST: Columns = (
     *map(_reranked_of, FIGURES[:2]),
 )
 COST_NOTE = (
-    "Hours (h), mean over seeds: training of a strict generator, synthesis with selection, "
+    "Hours (h), mean over seeds: training of the generator (not of the model that it began "
+    "with), synthesis with selection, "
     "training of the row's own network (fine-tuned ones start from that of Standard)."
 )
 GROUPS_NOTE = "mAP of the queries of one camera or one orientation (number of queries)."

@@ -59,7 +59,7 @@ ARROWS = {
         "imported": "synthesize folder plan",
         "leaks": "folder",
         "selection": "config plan retrieval",
-        "scoring": "config coverage dataset finetune folder plan selection",
+        "scoring": "config coverage finetune folder plan selection weights",
         "strict": "folder synthesize",
         "pool": "folder generators plan synthesize",
         "dataset": "folder compat pool",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from people import TINT, draw_person
+from people import TINT, draw_person, make_market
 from tiny import TINY
 
 from pidm_core import (
@@ -23,12 +23,20 @@ from pidm_core import (
 )
 from pidm_core.config import SampleConfig, TrainConfig
 from pidm_core.train import train
-from pidm_reid import experiment, folder, scoring
+from pidm_reid import experiment, finetune, folder, generators, scoring
 from pidm_reid.config import FinetunePolicy, ReidTable, SelectionConfig, Stage, StudentConfig
-from pidm_reid.experiment import SAME_STEPS, Bench, Cell, cells, outlook, run_table
+from pidm_reid.experiment import (
+    SAME_STEPS,
+    Bench,
+    Cell,
+    cells,
+    draw_sheet,
+    outlook,
+    run_table,
+)
 from pidm_reid.scoring import read_choices
 from pidm_reid.synthesize import Generator
-from pidm_reid.table import write_table
+from pidm_reid.table import _reference, write_table
 
 pytestmark = pytest.mark.usefixtures("small_network", "_tinted")
 
@@ -239,7 +247,9 @@ def test_selection_keeps_as_many_of_each_person_as_are_generated_without(
     )]  # fmt: skip
     assert people[0] == people[1]
     same = set(folder.read_augmented(plain).synthetic)
-    assert same < set(folder.read_augmented(chosen).synthetic)  # twice as many, the same first
+    drawn = set(folder.read_ledger(chosen / folder.MANIFEST))
+    assert same < drawn  # twice as many, the same among them
+    assert len(folder.read_augmented(chosen).synthetic) == 18  # what was dropped is not trained on
 
 
 def test_on_the_fly_every_epoch_has_other_images(table: ReidTable) -> None:
@@ -279,7 +289,8 @@ def test_images_of_another_generator_are_a_row(table: ReidTable, tmp_path: Path)
     assert list(results) == ["Standard", "PTN"]
     assert results["PTN"]["images"]["synthetic"] == 5
     assert results["PTN"]["generator_saw"] == "unknown"
-    assert len(results["PTN"]["left_out"]) == 1
+    assert len(results["PTN"]["left_out"]) == 2
+    assert results["PTN"]["left_out"][1].endswith("5 images for the 18 planned")
 
 
 @pytest.mark.parametrize("row", ["PTN", "=x", "Standard=.", "a/b=.", "PTN=nowhere"])
@@ -288,12 +299,23 @@ def test_wrong_further_rows_are_refused(table: ReidTable, row: str) -> None:
         cells(dataclasses.replace(table, row=(row,)))
 
 
-def test_policies_reach_the_fine_tuning(table: ReidTable) -> None:
+def test_policies_reach_the_fine_tuning(table: ReidTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+    original = finetune.train_and_test
+
+    def watched(items: Any, test: Any, **options: Any) -> Any:
+        calls.append(options)
+        return original(items, test, **options)
+
+    monkeypatch.setattr(finetune, "train_and_test", watched)
     policy = FinetunePolicy(start="scratch", half_real=True, real_last=0.4)
     results = done(few(table, policy=policy))
     assert [result["steps"] for result in results.values()] == [2, 3, 3]  # nothing before them
+    assert [call["start"] for call in calls] == [None, None, None]
+    same_steps, augmented = (call["how"] for call in calls[1:])
+    assert same_steps == finetune.How()
+    assert augmented == finetune.How(half_real=True, real_last=0.4)
     assert results[PAPER]["configuration"]["finetune"]["real_last"] == 0.4
-    assert "half_real" not in results[SAME_STEPS]["configuration"]["finetune"]
 
 
 def test_figures_by_camera_orientation_and_re_ranking_are_there(table: ReidTable) -> None:
@@ -304,6 +326,29 @@ def test_figures_by_camera_orientation_and_re_ranking_are_there(table: ReidTable
     assert not (home / "market-annotation-test.csv").exists()
     assert result["by_orientation"] == {}
     assert 0 < result["reranked"]["mAP"] <= 1
+
+
+def test_of_all_real_images_nothing_is_generated(table: ReidTable) -> None:
+    rows = (*table.rows, "PIDM-strict-selection", "real-instead")
+    whole = dataclasses.replace(table, ratios=(1.0,), rows=rows)
+    assert [cell.row for cell in cells(whole)] == ["Standard", SAME_STEPS]
+    assert list(done(whole)) == ["Standard", SAME_STEPS]
+    assert draw_sheet(whole) is None
+
+
+def test_a_table_of_another_test_set_is_refused(table: ReidTable, tmp_path: Path) -> None:
+    table = dataclasses.replace(
+        table, data=str(make_market(tmp_path / "people")), rows=("Standard",)
+    )
+    done(table)
+    (tmp_path / "people/market1501/query/0001_c1s1_000000_00.jpg").unlink()
+    with pytest.raises(UserError, match=r"data\.test: "):
+        done(table)
+
+
+def test_a_gain_of_an_erasing_row_is_over_the_row_with_erasing() -> None:
+    assert _reference("PIDM-strict-selection-erasing") == "Standard-same-steps-erasing"
+    assert _reference("PIDM-strict") == _reference("Standard-same-steps-erasing") == SAME_STEPS
 
 
 # ---------------------------------------------------------------- strict generators
@@ -343,8 +388,35 @@ def test_a_strict_generator_that_began_with_another_says_so(
         pass
     begun = dataclasses.replace(config.train, init=str(tmp_path / "first"))
     save_config(dataclasses.replace(config, train=begun), strict.strict)
-    with pytest.raises(UserError, match=r"a strict generator that saw all train \+ D_tr"):
+    with pytest.raises(UserError, match=r"train.init: saw all train; a strict generator may"):
         done(strict)
+
+
+def test_changed_settings_of_a_strict_generator_are_refused_and_its_log_is_not_one(
+    strict: ReidTable,
+) -> None:
+    (first,) = done(strict).values()
+    config = load_config(PIDMConfig, strict.strict)
+    logged = dataclasses.replace(config.train, log_every=7)
+    save_config(dataclasses.replace(config, train=logged), strict.strict)
+    assert list(done(strict).values()) == [first]
+    longer = dataclasses.replace(config.train, steps=3)
+    save_config(dataclasses.replace(config, train=longer), strict.strict)
+    with pytest.raises(UserError, match=r"generator\.train\.steps: 2 -> 3"):
+        done(strict)
+    Cell("PIDM-strict", 0.75, 0).path(strict).unlink()
+    with pytest.raises(
+        UserError, match="was trained for 2 steps, not 3"
+    ):  # the run itself is the old
+        done(strict)
+
+
+def test_a_strict_generator_is_never_the_newest_run(
+    strict: ReidTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done(strict)
+    monkeypatch.chdir(tmp_path)
+    assert generators.newest_run() == "toy_market"
 
 
 def test_strict_rows_need_a_configuration(table: ReidTable, monkeypatch: Any) -> None:

@@ -92,7 +92,7 @@ def test_a_table_report_shows_figures_plot_and_settings(tmp_path: Path) -> None:
 
 def test_rows_of_folders_of_images_are_named_in_the_command(tmp_path: Path) -> None:
     write_json(tmp_path / "a/result.json", THREE[0])
-    foreign = {**THREE[0], "row": "PTN", "configuration": {"renderer": "imported:12ab"}}
+    foreign = {**THREE[0], "row": "PTN", "configuration": {"images": "12ab"}}
     write_json(tmp_path / "b/result.json", foreign)
     words = Checked(report.write_table_report(tmp_path)).words
     assert "--rows PIDM --ratios 0.4 --seeds 0 --row PTN=DIR" in words

@@ -361,7 +361,7 @@ def test_a_copy_of_a_real_image_is_not_imported(market: Path, tmp_path: Path) ->
         write_bytes(tmp_path / f"gan/{stem}_2_{name}", image.read_bytes())
     write_bytes(tmp_path / f"gan/{stem}_2_x.jpg", encode_jpeg(draw_person(9, 9)))
     images, out = tmp_path / "gan", tmp_path / "out"
-    notes = list(imported.import_images(work, images, out, real=contents.train))
+    notes = list(imported.import_images(work, images, out, real=contents.named()))
     assert sum("no generated image but a copy of" in note for note in notes) == 2
     assert len(folder.read_augmented(out).synthetic) == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -30,9 +31,12 @@ from pidm_core import (
     sha256,
 )
 from pidm_core.config import DiffusionConfig, SampleConfig, TrainConfig
+from pidm_core.data import Pairs
+from pidm_core.datasets import read_people, withhold
 from pidm_core.diffusion import Diffusion, sample_images
 from pidm_core.files import TERMINATED
 from pidm_core.hardware import place
+from pidm_core.keypoints import NOBODY
 from pidm_core.seen import read_seen
 from pidm_core.state import State, learning_rate
 from pidm_core.train import HybridLoss, train
@@ -104,7 +108,11 @@ def test_the_model_kept_is_the_one_that_denoises_withheld_people_best(
     losses = iter(script.values())
     monkeypatch.setattr(pidm_train._Judge, "loss", lambda self: next(losses))
     config = judged(config, steps=10, patience=2)
-    assert [progress.step for progress in train(config, tmp_path)][-1] == 8  # 6 and 8 were worse
+    done = list(train(config, tmp_path))
+    assert done[-1].step == 8  # 6 and 8 were worse
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    seconds = sum(json.loads(line)["seconds"] for line in lines)
+    assert seconds == pytest.approx(sum(progress.seconds for progress in done))
     assert read_json(tmp_path / "withheld.json") == {"2": 0.5, "4": 0.3, "6": 0.4, "8": 0.6}
     assert "4 steps" in (tmp_path / "model" / "README.md").read_text()
     assert list(train(config, tmp_path)) == []  # it stays ended
@@ -121,6 +129,54 @@ def test_withheld_people_are_judged_alike_every_time(config: PIDMConfig, tmp_pat
     assert straight == cut
     assert list(straight) == ["2", "4", "6"]
     assert all(0.1 < loss < 3 for loss in straight.values())  # of noise with variance 1
+
+
+def test_only_people_with_a_pair_are_withheld_and_all_of_them_have_a_say(
+    config: PIDMConfig, market: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = read_people(market)
+    alone = min(record.pid for record in people.records)
+    for record in people.records:
+        if record.pid == alone:
+            people.keypoints[record.name] = NOBODY
+    for seed in range(6):  # of six people two
+        rest, away = withhold(people, 0.3, seed=seed)
+        assert len({record.pid for record in away.records}) == 2
+        assert alone not in {record.pid for record in away.records}
+        assert len(rest.records) + len(away.records) == len(people.records)
+    with pytest.raises(UserError, match="5 identities with a pair are too few to withhold 5"):
+        withhold(people, 0.9, seed=0)
+    pairs = Pairs(away.records, people.keypoints, size=config.model.size)
+    seen: set[int] = set()
+    original = Pairs.batch
+
+    def watched(self: Pairs, indices: np.ndarray, *args: object, **options: object) -> object:
+        seen.update(self.records[i].pid for i in self._pairs[indices][:, 1])
+        return original(self, indices, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Pairs, "batch", watched)
+    monkeypatch.setattr(pidm_train, "JUDGED_IMAGES", 4)
+    state = State(config, place("fp32"))
+    pidm_train._Judge(Path("nowhere"), 0, state, pairs).loss()
+    assert len(seen) == 2
+
+
+def test_a_signals_saving_does_not_change_which_model_is_kept(
+    config: PIDMConfig, tmp_path: Path
+) -> None:
+    config = judged(config, steps=6, patience=1)
+    finish(config, tmp_path / "straight")
+    for progress in train(config, tmp_path / "cut"):
+        if progress.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)  # it is heard after the third step
+        if progress.stopping:
+            assert progress.step == 3
+    assert list(read_json(tmp_path / "cut" / "withheld.json")) == ["2"]
+    finish(config, tmp_path / "cut")
+    straight, cut = (read_json(tmp_path / run / "withheld.json") for run in ("straight", "cut"))
+    assert straight == cut
+    models = [load_file(tmp_path / run / "model/model.safetensors") for run in ("straight", "cut")]
+    assert all(torch.equal(models[1][name], value) for name, value in models[0].items())
 
 
 def test_seen_json_names_the_images_trained_on_and_those_of_the_model_begun_with(
@@ -197,7 +253,7 @@ def test_a_signal_to_one_of_two_processes_ends_both_at_the_same_step(
     state = read_json(checkpoint / "state.json")
     assert state["world"] == 2
     assert state["samples"] == 4 * state["step"]
-    assert str(state["step"]) in read_json(run / "withheld.json")
+    assert not (run / "withheld.json").exists()  # a signal's saving is not judged
     more = dataclasses.replace(endless, steps=state["step"] + 1)
     (last,) = train(dataclasses.replace(config, train=more), run)  # one process goes on
     assert last.step == state["step"] + 1

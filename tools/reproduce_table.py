@@ -74,7 +74,7 @@ def reid(argv: list[str]) -> int:
         print(f"mAP: {result['mAP']:.1%}")
         for k in (1, 5, 10):
             print(f"Rank-{k:<3}: {result['cmc'][str(k)]:.1%}", flush=True)
-        if unmatched := result["counts"]["unmatched"]:
+        if unmatched := result["counts"].get("unmatched", 0):
             queries = result["counts"]["queries"]
             print(f"{unmatched:,} of {queries:,} queries have no match and count in no figure")
         left_out.update(dict.fromkeys(result["left_out"]))

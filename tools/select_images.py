@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pidm_core import DONE, UserError, parse, run
-from pidm_reid.config import SelectionConfig, StudentConfig
+from pidm_reid.config import NetworkConfig, SelectionConfig
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(NetworkConfig):
     """Which folder, how many images stay, and how they are judged."""
 
     augmented: str = ""
@@ -26,8 +26,6 @@ class Options:
     """Share of each person's generated images that stays (0-1)."""
     seed: int = 0
     """Seed of the two networks."""
-    student: StudentConfig = field(default_factory=StudentConfig)
-    """The networks that judge."""
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     """The rules, and how long the networks are trained."""
 
@@ -53,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         out,
         keypoints=Path(options.keypoints) if options.keypoints else None,
         keep=options.keep,
-        student=options.student,
+        student=options,
         config=options.selection,
         seed=options.seed,
     )

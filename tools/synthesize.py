@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     left_out = list(work.broken)
     contents = leaks.read_contents(data)
     if options.import_from:
-        left_out += _import(options, work, out, real={**contents.train, **contents.test})
+        left_out += _import(options, work, out, real=contents.named())
     else:
         saw = leaks.generator_saw(model, contents, real=work.split["real"])
         generator = generators.pidm(model, sampling=options, saw=saw)

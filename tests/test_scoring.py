@@ -1,0 +1,83 @@
+"""A selection from a whole augmented folder, with really trained (and bad) judges."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from people import draw_person, planned, render_all, standing
+
+from pidm_core import UserError, encode_png, write_bytes
+from pidm_reid import folder, imported, scoring
+from pidm_reid.config import SelectionConfig, Stage, StudentConfig
+from tools.select_images import main
+
+pytestmark = pytest.mark.usefixtures("small_network")
+SETTINGS: dict[str, Any] = {
+    "keypoints": None,
+    "keep": 0.5,
+    "student": StudentConfig(height=32, width=16, batch_size=4, weights="none", precision="fp32"),
+    "config": SelectionConfig(network=Stage(steps=2, warmup_steps=1)),
+    "seed": 0,
+}
+
+
+def files(home: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(home)): p.read_bytes() for p in home.rglob("*") if p.is_file()}
+
+
+def test_a_selected_folder_has_the_better_half_of_each_person_and_the_first_stays(
+    market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    render_all(planned(market, per_image=3), first)
+    before = files(first)
+    choices = scoring.select_folder(first, second, **SETTINGS)
+    assert files(first) == before
+    made = folder.read_augmented(second)
+    assert set(made.synthetic) == {choice.file_name for choice in choices if choice.kept}
+    assert made.real == folder.read_augmented(first).real
+    drawn = Counter(name[:4] for name in folder.read_augmented(first).synthetic)
+    assert Counter(name[:4] for name in made.synthetic) == {
+        pid: -(-count // 2) for pid, count in drawn.items()
+    }
+    monkeypatch.setattr(scoring, "choose", None)  # the second time it is only read
+    assert scoring.select_folder(first, second, **SETTINGS) == choices
+    with pytest.raises(UserError, match=r"selection\.keep: 0.5 -> 0.6"):
+        scoring.select_folder(first, second, **{**SETTINGS, "keep": 0.6})
+
+
+def test_imported_images_of_unknown_sources_are_not_judged(market: Path, tmp_path: Path) -> None:
+    work = planned(market)
+    write_bytes(tmp_path / "gan/0002_c1_gan7.png", encode_png(draw_person(90, 0)))
+    list(imported.import_images(work, tmp_path / "gan", tmp_path / "made", real={}))
+    with pytest.raises(UserError, match="the source of 1 images"):
+        scoring.select_folder(tmp_path / "made", tmp_path / "out", **SETTINGS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_postures_do_not_depend_on_place_and_size_and_a_missing_joint_is_no_news() -> None:
+    small, large = standing("front", torso=20), standing("front", torso=30)
+    same = scoring.postures(np.stack([small, large + 7]))
+    np.testing.assert_allclose(same[0], same[1], atol=1e-5)
+    gap = standing("front", torso=20)
+    gap[0] = np.nan
+    one, other = scoring.postures(np.stack([small, gap]))
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_the_tool_counts_what_was_kept(
+    market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    render_all(planned(market), tmp_path / "made")
+    small = ["--height", "32", "--width", "16", "--batch-size", "4", "--weights", "none"]
+    short = ["--selection.network.steps", "1", "--selection.network.warmup-steps", "0"]
+    assert main(["--augmented", str(tmp_path / "made"), *small, *short]) == 0
+    printed = capsys.readouterr().out
+    kept = len(folder.read_augmented(tmp_path / "made_selected").synthetic)
+    assert f"{kept} of 18 generated images kept" in printed
+    with pytest.raises(UserError, match="keep 2 is not between 0 and 1"):
+        main(["--augmented", "x", "--keep", "2"])

@@ -19,6 +19,10 @@ from pidm_core.config import (
     to_dict,
 )
 from pidm_core.files import USAGE, UserError
+from pidm_reid.config import ReidTable
+from pidm_reid.experiment import ROWS, rows
+
+CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 @dataclass(frozen=True)
@@ -274,3 +278,16 @@ def test_help_names_every_flag_with_its_text_and_default(
         *("{ddim,ddpm}", "(default: 1,2)", "(default: none)", "--no-part.warmup", "tool --count 4"),
     ):
         assert part in shown
+
+
+@pytest.mark.parametrize("name", ["toy_strict", "market1501_strict"])
+def test_configurations_of_strict_generators_load_and_withhold_people(name: str) -> None:
+    config = load_config(PIDMConfig, CONFIGS / f"{name}.yaml")
+    assert config.train.withhold == 0.05
+    assert config.train.patience > 0
+
+
+@pytest.mark.parametrize("name", ["reid_toy", "reid_market1501", "demo", "toy_hardness"])
+def test_configurations_of_tables_load_and_name_known_rows(name: str) -> None:
+    table = load_config(ReidTable, CONFIGS / f"{name}.yaml")
+    assert list(rows(table)) == [row for row in ROWS if row in table.rows]

@@ -75,19 +75,10 @@ class PIDMAugmentedDataset:
             cls = _class_for(base or cls.base_name, str(augmented), home)
         return object.__new__(cls)
 
-    def __init__(
-        self,
-        root: str = "",
-        *,
-        base: str = "",
-        augmented: str = "",
-        render: pools.Renders | None = None,
-        pool: str = "",
-        keypoints: str = "",
-        **torchreid_kwargs: Any,
-    ) -> None:
-        verbose = torchreid_kwargs.pop("verbose", True)
-        self._load_base(os.fspath(root), torchreid_kwargs)
+    def __init__(self, root: str = "", *, verbose: bool = True, **options: Any) -> None:
+        ours = ("base", "augmented", "render", "pool", "keypoints")  # __new__ has used them
+        theirs = {name: value for name, value in options.items() if name not in ours}
+        self._load_base(os.fspath(root), theirs)
         if self.mode == "train":
             self._augment()
         check_images(item[0] for item in self.data if item[3] == REAL)

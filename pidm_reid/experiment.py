@@ -7,12 +7,10 @@ so a further row is one more entry of ROWS.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import importlib.metadata
 import platform
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,12 +28,13 @@ from pidm_core import (
     is_drawn,
     read_json,
     read_keypoints,
+    save_config,
     sha256,
     to_dict,
     track,
     write_json,
 )
-from pidm_reid import coverage, folder, generators, leaks, plan, retrieval
+from pidm_reid import cameras, coverage, folder, generators, leaks, plan, retrieval
 from pidm_reid.config import PlanPolicy, ReidTable
 from pidm_reid.imported import import_images
 from pidm_reid.pool import open_pool
@@ -48,6 +47,7 @@ from pidm_reid.synthesize import (
     start,
     synthesize,
 )
+from pidm_reid.table import CONFIG
 
 if TYPE_CHECKING:
     from pidm_reid.finetune import Result
@@ -138,14 +138,16 @@ def cells(table: ReidTable) -> list[Cell]:
 
 def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
     """Do all cells; yields each with the content of its result.json and whether it is new."""
-    todo = cells(table)
     bench = Bench(table)
-    for cell in todo:
-        path, configuration = cell.path(table), bench.configuration(cell)
+    todo = {cell: bench.configuration(cell) for cell in cells(table)}
+    for cell, configuration in todo.items():
+        if (path := cell.path(table)).is_file():
+            _refuse_changes(path, read_json(path)["configuration"], configuration)
+    save_config(table, Path(table.results) / table.name / CONFIG)
+    for cell, configuration in todo.items():
+        path = cell.path(table)
         if path.is_file():
-            result = read_json(path)
-            _refuse_changes(path, result["configuration"], configuration)
-            yield cell, result, False
+            yield cell, read_json(path), False
             continue
         bench.guard()
         write_json(path, bench.run(cell, configuration))
@@ -446,8 +448,8 @@ class Bench:
         work = self.work(cell, CANDIDATES if row.selected else 1)
         out, generator = self.folder(cell), self.generator(cell)
         if todo := start(work, generator, out):
-            with _spending(out, "synthesis_seconds"):
-                batches = synthesize(work, generator, out)
+            with folder.spending(out, "synthesis_seconds"):
+                batches = synthesize(todo, work, generator, out)
                 for _ in track(batches, total=len(todo), label=f"synthesize {out}", unit="images"):
                     pass
         if row.selected:
@@ -459,8 +461,13 @@ class Bench:
         return Made(
             synthetic=[images / name for name in made.synthetic],
             saw=generator.saw,
-            seconds={**_spent(out), "generator_seconds": self._generator_seconds(cell)},
+            seconds={**folder.spent(out), "generator_seconds": self._generator_seconds(cell)},
         )
+
+    def _cameras(self, cell: Cell, made: Made) -> dict[str, float]:
+        generated = [Record(path, path.name, *folder.person(path.name)) for path in made.synthetic]
+        shares = cameras.confirmed(self.work(cell).real, generated)
+        return dict(zip(("real", "generated"), shares, strict=True)) if shares else {}
 
     def _generator_seconds(self, cell: Cell) -> float:
         from pidm_reid.strict import training_seconds
@@ -480,7 +487,7 @@ class Bench:
         asked = {**scoring.asked_of(table.student, table.selection), "plan": work.split["plan"]}
         if note.is_file() and read_json(note) == asked:
             return
-        with _spending(out, "selection_seconds"):
+        with folder.spending(out, "selection_seconds"):
             choices, among_real = scoring.choose(
                 work.real,
                 work.recipes,
@@ -573,6 +580,7 @@ class Bench:
                 "test_seconds": result.test_seconds,
                 "images_per_s": result.images_per_s,
             },
+            "camera": self._cameras(cell, made),
             "by_person": retrieval.by_person(ranking, [record.pid for record in query]),
             "by_camera": retrieval.by_group(ranking, [f"c{record.camid}" for record in query]),
             "by_orientation": retrieval.by_group(ranking, views) if views else {},
@@ -591,23 +599,6 @@ class Made:
     saw: str = "-"
     left_out: list[str] = dataclasses.field(default_factory=list)
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-
-@contextlib.contextmanager
-def _spending(out: Path, what: str) -> Iterator[None]:
-    """Add the time of a block to cost.json of a folder, interrupted or not."""
-    begin = time.perf_counter()
-    try:
-        yield
-    finally:
-        spent = _spent(out)
-        seconds = spent.get(what, 0.0) + time.perf_counter() - begin
-        write_json(out / "cost.json", {**spent, what: seconds})
-
-
-def _spent(out: Path) -> dict[str, float]:
-    path = out / "cost.json"
-    return read_json(path) if path.is_file() else {}
 
 
 def _figures(ranking: retrieval.Ranking) -> dict[str, Any]:

@@ -7,6 +7,7 @@ split.json                           ratio, seed, the names of D_tr, how the res
 plan.jsonl                           one recipe per line
 manifest.jsonl                       append-only ledger, one checksummed line per finished image
 selection.jsonl                      what a selection thinks of each image, if there was one
+cost.jsonl                           seconds that were spent on it, a line each time
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +40,7 @@ TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 BASE, ALIAS = "market1501", "Market-1501-v15.09.15"
 SPLIT, PLAN, MANIFEST = "split.json", "plan.jsonl", "manifest.jsonl"
 SELECTION, AMONG_REAL = "selection.jsonl", "selection_real.json"
+COST = "cost.jsonl"
 FORMAT = 1
 PERSON = re.compile(r"([-\d]+)_c(\d)")  # the rule that all readers of Market-1501 share
 
@@ -168,6 +173,30 @@ def _last_byte(path: Path) -> bytes:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1)
+
+
+# ---------------------------------------------------------------- cost
+
+
+@contextmanager
+def spending(out: Path, what: str) -> Iterator[None]:
+    """Note the seconds of a block in a folder, interrupted or not."""
+    begin = time.perf_counter()
+    try:
+        yield
+    finally:
+        with (out / COST).open("a") as file:  # shards may do so at once
+            file.write(json.dumps({what: round(time.perf_counter() - begin, 3)}) + "\n")
+
+
+def spent(out: Path) -> dict[str, float]:
+    """All seconds noted in a folder, by what they were spent on."""
+    seconds: Counter[str] = Counter()
+    lines = (out / COST).read_text().splitlines() if (out / COST).is_file() else []
+    for line in lines:
+        with suppress(ValueError):  # a line torn by a crash
+            seconds.update(json.loads(line))
+    return dict(seconds)
 
 
 # ---------------------------------------------------------------- writing

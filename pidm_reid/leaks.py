@@ -76,23 +76,23 @@ def generator_saw(
 def _label(entry: Seen, contents: Contents, real: Collection[str], model: str) -> str:
     keys = set(entry.images.values())
     if test := sorted(name for name, key in contents.test.items() if key in keys):
-        raise UserError(
-            f"{model}: was trained on {len(test)} images of query and gallery, such as "
-            f"{test[0]}; what it generates may not be trained on",
-            BAD_DATA,
-        )
+        raise _tested(model, f"{len(test)} images", test[0])
     train = set(contents.train.values())
     if keys & train and (both := _people(entry) & contents.tested()):
-        raise UserError(
-            f"{model}: was trained on {len(both)} people of query and gallery, such as "
-            f"{min(both)}; what it generates may not be trained on",
-            BAD_DATA,
-        )
+        raise _tested(model, f"{len(both)} people", min(both))
     if keys and keys <= train:
         return "D_tr" if keys <= {contents.train[name] for name in real} else "all train"
     if entry.kind == "unknown":
         return "unknown"
     return "drawn people" if entry.kind == "drawn" else "external"
+
+
+def _tested(model: str, what: str, example: object) -> UserError:
+    return UserError(
+        f"{model}: was trained on {what} of query and gallery, such as {example}; what it "
+        "generates may not be trained on",
+        BAD_DATA,
+    )
 
 
 def _people(entry: Seen) -> set[int]:

@@ -32,9 +32,10 @@ from pidm_core import (
     skeleton,
     write_bytes,
 )
-from pidm_reid import coverage, folder, page
+from pidm_reid import cameras, coverage, folder, page
 from pidm_reid.page import Series, escape, paragraph
 from pidm_reid.table import (
+    CONFIG,
     Grid,
     Line,
     grids,
@@ -73,7 +74,6 @@ def write_table_report(table: Path, *, published: bool | None = None) -> Path:
         *(f"<h2>{escape(grid.title)}</h2>\n{page.table(grid)}" for grid in others),
         "<h2>How to make it again</h2>\n",
         f"<pre>{escape(_command(table, results, lines))}</pre>\n",
-        paragraph("with the settings below; the data set is not named in the results."),
         _json("Configuration of the first cell", results[0].get("configuration", {})),
         _json("Versions", results[0].get("versions", {})),
     ]
@@ -113,7 +113,11 @@ def _command(table: Path, results: Sequence[Mapping[str, Any]], lines: Sequence[
     foreign = {result["row"] for result in results if "images" in result.get("configuration", {})}
     rows = list(dict.fromkeys(line.name for line in lines if line.mean))
     seeds = sorted({seed for line in lines for seed in line.seeds})
-    parts = ["python", "tools/reproduce_table.py", "reid", "--name", table.resolve().name]
+    parts = ["python", "tools/reproduce_table.py", "reid"]
+    if (table / CONFIG).is_file():
+        parts += ["--config", str(table / CONFIG)]
+    else:
+        parts += ["--name", table.resolve().name]
     parts += ["--rows", ",".join(row for row in rows if row not in foreign)]
     parts += ["--ratios", ",".join(f"{r:g}" for r in sorted({line.ratio for line in lines}))]
     parts += ["--seeds", ",".join(map(str, seeds))]
@@ -407,7 +411,7 @@ def _balance(contents: _Contents) -> str:
         (row("real", contents.real), row("real and generated", after)),
     )
     before, added = (by(names, lambda r: r.camid) for names in (contents.real, contents.kept))
-    cameras = Grid(
+    by_camera = Grid(
         "Per camera",
         "A generated image counts for the camera of its source.",
         ("camera", "real", "generated", "together"),
@@ -416,7 +420,23 @@ def _balance(contents: _Contents) -> str:
             for c in sorted({*before, *added})
         ),
     )
-    return page.table(people) + page.table(cameras)
+    return page.table(people) + page.table(by_camera) + paragraph(_confirmed(contents))
+
+
+def _confirmed(contents: _Contents) -> str:
+    real, generated = (
+        [contents.files[name] for name in names] for names in (contents.real, contents.kept)
+    )
+    try:
+        shares = cameras.confirmed(real, generated)
+    except UserError as error:
+        return f"Whether they look like that camera's is not known ({error})."
+    if not shares:
+        return "Whether they look like that camera's is not known."
+    return (
+        f"A classifier that has not seen the person names this camera for {shares[1]:.0%} of the "
+        f"generated images, and for {shares[0]:.0%} of the real ones."
+    )
 
 
 def _orientations(contents: _Contents) -> str:

@@ -184,19 +184,9 @@ def _pose_pool(
 
 
 def synthesize(
-    work: Work,
-    generator: Generator,
-    out: Path,
-    *,
-    shard: tuple[int, int] = (1, 1),
-    copy: bool = False,
+    todo: Sequence[Recipe], work: Work, generator: Generator, out: Path
 ) -> Iterator[int]:
-    """Write the augmented folder; yields the number of images of each finished batch.
-
-    With shard (k, n) only the k-th of n equal parts is rendered; parts may run at once.
-    Raises UserError if `out` was made with another configuration.
-    """
-    todo = start(work, generator, out, shard=shard, copy=copy)
+    """Render what `start` found to do; yields the number of images of each finished batch."""
     train = out / folder.BASE / folder.TRAIN
     for images in draw(todo, work, generator):
         entries = []
@@ -226,7 +216,11 @@ def start(
     shard: tuple[int, int] = (1, 1),
     copy: bool = False,
 ) -> list[Recipe]:
-    """Lay the folder out (or check the one that is there) and list what is still to render."""
+    """Lay the folder out (or check the one that is there) and list what is still to render.
+
+    With shard (k, n) only of the k-th of n equal parts; parts may be rendered at once.
+    Raises UserError if `out` was made with another configuration.
+    """
     _refuse_same_folder(work, out)
     folder.start_folder(out, describe(work, generator))
     write_bytes(out / folder.PLAN, plan.write_recipes(work.recipes))

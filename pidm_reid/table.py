@@ -23,6 +23,7 @@ from pidm_core import BAD_DATA, UserError, read_json, write_bytes, write_json
 
 REFERENCE, ERASING = "Standard-same-steps", "-erasing"
 RESAMPLES = 2000
+CONFIG = "config.yaml"  # in a table's folder: the settings of the last call
 FIGURES = ("mAP", "rank-1", "rank-5", "rank-10", "mINP")
 MARKET_IMAGES = 12_936  # training images of Market-1501
 PUBLISHED: Mapping[str, Mapping[float, float]] = {  # mAP in per cent by share of real images
@@ -65,6 +66,7 @@ class Line:
     published: float | None = None  # mAP of the row of this name at this ratio
     hours: dict[str, float] = field(default_factory=dict)  # HOURS, mean over seeds
     distinct_images: int | None = None  # different images seen in training, mean over seeds
+    camera: dict[str, float] = field(default_factory=dict)  # cameras.confirmed, mean over seeds
     reranked: dict[str, float] = field(default_factory=dict)  # as mean, without mINP
     by_camera: dict[str, tuple[int, float]] = field(default_factory=dict)  # queries, mAP
     by_orientation: dict[str, tuple[int, float]] = field(default_factory=dict)
@@ -196,6 +198,11 @@ def _line(
         distinct_images=_mean_count(
             [c["distinct_images"] for c in cells if "distinct_images" in c]
         ),
+        camera={
+            kind: statistics.fmean(100 * c["camera"][kind] for c in told)
+            for kind in ("real", "generated")
+            if (told := [cell for cell in cells if cell.get("camera")])
+        },
         reranked={
             name: statistics.fmean(100 * _figure(c["reranked"], name) for c in again)
             for name in FIGURES[:4]
@@ -397,12 +404,20 @@ COST: Columns = (
         "different images",
         lambda line: "" if line.distinct_images is None else f"{line.distinct_images:,}",
     ),
+    (
+        "camera confirmed",
+        lambda line: (
+            "{generated:.0f} % (real {real:.0f} %)".format(**line.camera) if line.camera else ""
+        ),
+    ),
     *map(_reranked_of, FIGURES[:2]),
 )
 COST_NOTE = (
     "Hours (h), mean over seeds: training of the generator (not of the model that it began "
     "with), synthesis with selection, "
-    "training of the row's own network (fine-tuned ones start from that of Standard)."
+    "training of the row's own network (fine-tuned ones start from that of Standard). "
+    "Camera confirmed: generated images for which a classifier that has not seen the person names "
+    "the camera of the source, the label that they carry."
 )
 GROUPS_NOTE = "mAP of the queries of one camera or one orientation (number of queries)."
 
@@ -491,6 +506,8 @@ def _values(line: Line, groups: Sequence[tuple[str, str]]) -> dict[str, Any]:
         "published mAP": rounded(line.published),
         **{f"{name} hours": rounded(line.hours.get(name)) for name in HOURS},
         "distinct_images": "" if line.distinct_images is None else line.distinct_images,
+        "camera confirmed": rounded(line.camera.get("generated")),
+        "camera confirmed, real": rounded(line.camera.get("real")),
         **{f"reranked {name}": rounded(line.reranked.get(name)) for name in FIGURES[:4]},
     }
     for key, name in groups:

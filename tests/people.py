@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pidm_core import encode_jpeg, write_bytes, write_keypoints
-from pidm_reid import synthesize
+from pidm_reid import compat, synthesize
 from pidm_reid.synthesize import Generator, Request, Work, prepare
 
 HEIGHT, WIDTH = 64, 32
@@ -99,7 +99,26 @@ def planned(market: Path, **changes: Any) -> Work:
 
 def render_all(work: Work, out: Path, generator: Generator = TINT, **options: Any) -> int:
     """Render what is still to render; the number of images."""
-    return sum(synthesize.synthesize(work, generator, out, **options))
+    todo = synthesize.start(work, generator, out, **options)
+    return sum(synthesize.synthesize(todo, work, generator, out))
+
+
+def data_manager(market: Path, sources: list[str], **options: Any) -> Any:
+    """torchreid's data manager of small images in batches of twelve."""
+    with compat.quiet():
+        return compat.torchreid().data.ImageDataManager(
+            root=str(market),
+            sources=sources,
+            targets="market1501",
+            height=HEIGHT,
+            width=WIDTH,
+            batch_size_train=12,
+            num_instances=2,
+            num_cams=3,
+            num_datasets=2,
+            use_gpu=False,
+            **options,
+        )
 
 
 def standing(view: str, *, torso: float = 20, shift: float = 0) -> np.ndarray:

@@ -53,7 +53,7 @@ ARROWS = {
         "config": "", "compat": "", "coverage": "", "folder": "", "plan": "coverage",
         "retrieval": "compat",
         "table": "", "weights": "", "sheet": "plan",
-        "page": "table", "report": "coverage folder page table",
+        "cameras": "plan", "page": "table", "report": "cameras coverage folder page table",
         "synthesize": "folder plan",
         "generators": "synthesize config",
         "imported": "synthesize folder plan",
@@ -65,8 +65,8 @@ ARROWS = {
         "dataset": "folder compat pool",
         "finetune": "dataset folder plan pool retrieval compat weights config",
         "experiment":
-            "config coverage finetune folder generators imported leaks plan pool retrieval scoring "
-            "sheet strict synthesize weights",
+            "cameras config coverage finetune folder generators imported leaks plan pool retrieval "
+            "scoring sheet strict synthesize table weights",
     },
 }  # fmt: skip
 ROOMS = [(package, room) for package, rooms in ARROWS.items() for room in sorted(rooms)]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from people import make_market, planned, render_all
+from people import data_manager, make_market, planned, render_all
 
 import pidm_reid
 from pidm_core import UserError, write_bytes
@@ -126,22 +126,7 @@ def manager(market: Path, augmented: Path, sampler: str = "RandomSampler") -> An
     name = f"made_up_{abs(hash(augmented))}"
     pidm_reid.register(name, base="market1501", augmented=augmented)
     pidm_reid.register(name, base="market1501", augmented=augmented)  # again: no error
-    with compat.quiet():
-        return torchreid.data.ImageDataManager(
-            root=str(market),
-            sources=name,
-            targets="market1501",
-            height=64,
-            width=32,
-            batch_size_train=12,
-            num_instances=2,
-            num_cams=3,
-            num_datasets=2,
-            workers=0,
-            use_gpu=False,
-            transforms=["random_flip", "random_crop"],
-            train_sampler=sampler,
-        )
+    return data_manager(market, [name], workers=0, train_sampler=sampler)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

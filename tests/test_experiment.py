@@ -99,12 +99,18 @@ def finished(
 def test_rows_train_as_the_rules_say(finished: ReidTable) -> None:
     done = {cell.row: result for cell, result, _ in run_table(finished)}
     assert list(done) == ["Standard", SAME_STEPS, PAPER]
+    assert load_config(ReidTable, Path(finished.results) / "try/config.yaml") == finished
     standard, same_steps, pidm = done.values()
     assert standard["images"] == {"entries": 18, "real": 18, "synthetic": 0, "people": 6}
     assert same_steps["images"] == {"entries": 36, "real": 18, "synthetic": 0, "people": 6}
     assert pidm["images"] == {"entries": 36, "real": 18, "synthetic": 18, "people": 6}
     assert [result["steps"] for result in done.values()] == [2, 5, 5]
     assert [result["generator_saw"] for result in done.values()] == ["-", "-", "D_tr"]
+    assert [set(result["camera"]) for result in done.values()] == [
+        set(),
+        set(),
+        {"real", "generated"},
+    ]
     assert {result["weights"] for result in done.values()} == {"from scratch"}
     assert pidm["counts"] == {
         "queries": 12, "unmatched": 0, "gallery": 15, "junk": 3, "distractors": 3
@@ -151,10 +157,13 @@ def test_changed_configuration_is_refused_and_concerns_only_its_rows(
     finished: ReidTable,
 ) -> None:
     longer = dataclasses.replace(STUDENT, finetune=Stage(steps=4, warmup_steps=1))
-    again = run_table(dataclasses.replace(finished, student=longer))
-    assert next(again)[2] is False  # Standard does not depend on it
+    changed = dataclasses.replace(finished, student=longer)
     with pytest.raises(UserError, match=r"finetune\.steps: 3 -> 4"):
-        next(again)
+        next(run_table(changed))  # before anything is done
+    kept = Path(finished.results) / "try/config.yaml"
+    assert load_config(ReidTable, kept) == finished
+    ((*_, new),) = run_table(dataclasses.replace(changed, rows=("Standard",)))
+    assert not new  # it does not depend on it
 
 
 def test_dry_run_counts_and_creates_nothing(table: ReidTable) -> None:

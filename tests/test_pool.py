@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from people import TINT, planned, render_all, tint
+from people import TINT, data_manager, planned, render_all, tint
 
 import pidm_reid
 from pidm_core import UserError, load_image, sha256, write_keypoints
@@ -212,20 +212,7 @@ def manager(market: Path, augmented: Path, *, more: tuple[str, ...] = (), **opti
     name = f"fresh_{abs(hash(augmented))}"
     pidm_reid.register(name, augmented=augmented, render=TINT)
     pidm_reid.register(name, augmented=augmented, render=TINT)  # again: no error
-    with compat.quiet():
-        made = torchreid.data.ImageDataManager(
-            root=str(market),
-            sources=[name, *more],
-            targets="market1501",
-            height=64,
-            width=32,
-            batch_size_train=12,
-            num_instances=2,
-            num_cams=3,
-            num_datasets=2,
-            use_gpu=False,
-            **options,
-        )
+    made = data_manager(market, [name, *more], **options)
     made.train_loader.dataset.transform = _pixels
     return made
 

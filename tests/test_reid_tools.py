@@ -55,6 +55,7 @@ def test_synthesize_makes_a_folder_and_says_what_is_next(
     assert "36 images of 6 people, 18 of them kept (50%), 18 to be generated" in printed
     assert f"python tools/train_reid.py --augmented {out}" in printed
     assert len(folder.read_augmented(out).synthetic) == 18
+    assert folder.spent(Path(out))["synthesis_seconds"] > 0
 
 
 def test_dry_run_says_the_cost_and_creates_nothing(

@@ -96,6 +96,10 @@ def test_rows_of_folders_of_images_are_named_in_the_command(tmp_path: Path) -> N
     write_json(tmp_path / "b/result.json", foreign)
     words = Checked(report.write_table_report(tmp_path)).words
     assert "--rows PIDM --ratios 0.4 --seeds 0 --row PTN=DIR" in words
+    assert f"reid --name {tmp_path.name} --rows" in words
+    write_json(tmp_path / "config.yaml", {})
+    words = Checked(report.write_table_report(tmp_path)).words
+    assert f"reid --config {tmp_path}/config.yaml --rows PIDM" in words
 
 
 def test_what_a_result_says_is_only_text(tmp_path: Path) -> None:
@@ -181,6 +185,7 @@ def test_orientations_and_cameras_count_every_image(made: tuple[Path, list[str]]
     numbers = {name: [int(x) for x in re.findall(r"<td>(\d+)", cells)] for name, cells in rows}
     for group in (("c1", "c2", "c3"), (*coverage.VIEWS, "unknown")):
         assert np.sum([numbers[name] for name in group], axis=0).tolist() == [18, 162, 180]
+    assert re.search(r"names this camera for \d+% of the generated images, and for \d+%", text)
 
 
 def test_without_selection_and_joints_a_sentence_says_so(market: Path, tmp_path: Path) -> None:
@@ -190,6 +195,7 @@ def test_without_selection_and_joints_a_sentence_says_so(market: Path, tmp_path:
     assert "Nothing was selected (no selection.jsonl)" in seen.words
     assert "Not shown: poses (no keypoint file" in seen.words
     assert "Similarities are not known" in seen.words
+    assert "Whether they look" not in seen.words
     assert len(seen.pictures) == 2 * len(work.recipes)
     given = market / "market1501/market-annotation-train.csv"
     seen = Checked(report.write_folder_report(tmp_path / "made", keypoints=given))

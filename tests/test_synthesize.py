@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,8 @@ def test_interrupted_run_goes_on_to_the_same_bytes(
 ) -> None:
     work = planned(market)
     render_all(work, tmp_path / "straight")
-    batches = synthesize.synthesize(work, TINT, tmp_path / "broken")
+    todo = synthesize.start(work, TINT, tmp_path / "broken")
+    batches = synthesize.synthesize(todo, work, TINT, tmp_path / "broken")
     for _ in range(after):
         next(batches)
     batches.close()
@@ -400,3 +402,23 @@ def test_evaluation_folders_are_refused_for_training(market: Path, tmp_path: Pat
 def test_folder_without_split_is_refused_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no split\.json.*tools/synthesize\.py"):
         folder.read_augmented(tmp_path)
+
+
+# ---------------------------------------------------------------- cost
+
+
+def test_seconds_spent_add_up_and_a_torn_line_counts_nothing(tmp_path: Path) -> None:
+    assert folder.spent(tmp_path) == {}
+    (tmp_path / folder.COST).write_text('{"a": 1.5}\n{"b": 2}\n{"a": 4}\n{"a": 1')
+    assert folder.spent(tmp_path) == {"a": 5.5, "b": 2}
+
+
+def test_an_interrupted_block_is_noted(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with folder.spending(tmp_path, "a"):
+            time.sleep(0.02)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert 0.02 <= folder.spent(tmp_path)["a"] < 5

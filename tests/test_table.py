@@ -192,6 +192,7 @@ def test_optional_keys_are_carried_by_all_three_files(tmp_path: Path) -> None:
     more = {
         "label": "PIDM | mine",
         "distinct_images": 950,
+        "camera": {"real": 0.8, "generated": 0.4},
         "reranked": {"mAP": 0.75, "cmc": {"1": 0.8, "5": 0.9, "10": 1.0}},
         "by_camera": {"c1": [7, 0.5], "c2": [0, None]},
         "by_orientation": {"front": [3, 0.25]},
@@ -199,17 +200,18 @@ def test_optional_keys_are_carried_by_all_three_files(tmp_path: Path) -> None:
     write_json(tmp_path / "a/result.json", {**THREE[0], **more})
     write_json(
         tmp_path / "b/result.json",
-        {**THREE[1], **more, "by_camera": {"c1": [7, 0.7]}, "distinct_images": 960},
+        {**THREE[1], **more, "by_camera": {"c1": [7, 0.7]}, "distinct_images": 960, "camera": {}},
     )
     table.write_table(tmp_path)
     text = (tmp_path / "table.md").read_text()
-    assert "| 40% | PIDM \\| mine | 955 | 75.0 | 80.0 |" in text
+    assert "| 40% | PIDM \\| mine | 955 | 40 % (real 80 %) | 75.0 | 80.0 |" in text
     assert "| 40% | PIDM \\| mine | 60.0 (7) | 25.0 (3) |" in text
     stored = json.loads((tmp_path / "table.json").read_text())[0]
     assert stored["by_camera"] == {"c1": [7, pytest.approx(60)]}
     with (tmp_path / "table.csv").open() as file:
         row = next(csv.DictReader(file))
     assert (row["row"], row["label"]) == ("PIDM", "PIDM | mine")
+    assert (row["camera confirmed"], row["camera confirmed, real"]) == ("40.0", "80.0")
     assert (row["reranked mAP"], row["c1 mAP"], row["front queries"]) == ("75.0", "60.0", "3")
 
 

@@ -107,11 +107,14 @@ def _generate(
     work: Work, generator: Generator, out: Path, *, shard: tuple[int, int], copy: bool
 ) -> None:
     from pidm_core import track
+    from pidm_reid.folder import spending
     from pidm_reid.synthesize import start, synthesize
 
-    todo = start(work, generator, out, shard=shard, copy=copy)
-    batches = synthesize(work, generator, out, shard=shard, copy=copy)
-    done = sum(track(batches, total=len(todo), label="synthesize", unit="images"))
+    todo, done = start(work, generator, out, shard=shard, copy=copy), 0
+    if todo:
+        with spending(out, "synthesis_seconds"):
+            batches = synthesize(todo, work, generator, out)
+            done = sum(track(batches, total=len(todo), label="synthesize", unit="images"))
     print(f"{out}: {done:,} images generated, part {shard[0]} of {shard[1]} is complete. Next:")
     print(f"  python tools/train_reid.py --augmented {out}")
 

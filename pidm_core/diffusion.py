@@ -7,7 +7,7 @@ Shapes: B images (B, 3, H, W) in [-1, 1]; t (B,) int64, 0 ... T-1, where 0 is th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -305,7 +305,16 @@ class Network(Protocol):
 
     def encode(self, x_s: Tensor) -> list[Tensor]: ...
 
-    def __call__(self, y_t: Tensor, t: Tensor, x_p: Tensor, texture: list[Tensor]) -> Tensor: ...
+    def prepare(self, texture: list[Tensor]) -> list[tuple[Tensor, ...]]: ...
+
+    def denoise(
+        self,
+        y_t: Tensor,
+        t: Tensor,
+        x_p: Tensor,
+        styles: list[tuple[Tensor, ...]],
+        blocks: Sequence[int] | None = None,
+    ) -> Tensor: ...
 
 
 def guided(
@@ -320,20 +329,29 @@ def guided(
 ) -> Denoise:
     """A denoiser that evaluates the branches in one batch and combines their eps.
 
-    Guidance acts on eps alone; the variance is that of the most conditioned branch.
+    Guidance acts on eps alone; the variance is that of the most conditioned branch. Branches of
+    the same pose share what H_N computes before it sees a style.
     """
     terms = guidance_terms(guidance, w_p, w_s)
-    count, no_pose = len(terms), torch.zeros_like(x_p)
-    size = (1, 3, *x_p.shape[2:])
-    no_style = [f.expand(len(x_p), -1, -1, -1) for f in model.encode(x_p.new_zeros(size))]
-    poses = torch.cat([x_p if branch.pose else no_pose for branch, _ in terms])  # (nB, 20, H, W)
-    parts = [texture if branch.style else no_style for branch, _ in terms]
-    textures = [torch.cat(layer) for layer in zip(*parts, strict=True)]  # L x (nB, C_l, H_l, W_l)
+    count, B = len(terms), len(x_p)
+    posed = sorted({branch.pose for branch, _ in terms})  # without pose, with pose
+    blocks = [posed.index(branch.pose) for branch, _ in terms]
+    poses = torch.cat([x_p if with_pose else torch.zeros_like(x_p) for with_pose in posed])
+    styles = model.prepare(texture)
+    if not all(branch.style for branch, _ in terms):
+        nothing = model.prepare(model.encode(x_p.new_zeros((1, 3, *x_p.shape[2:]))))
+        absent = [tuple(f.expand(B, *f.shape[1:]) for f in style) for style in nothing]
+        parts = [styles if branch.style else absent for branch, _ in terms]
+        styles = [  # of each layer (nB, ...)
+            tuple(torch.cat(same) for same in zip(*layer, strict=True))
+            for layer in zip(*parts, strict=True)
+        ]
     weights = torch.tensor([weight for _, weight in terms], dtype=torch.float32, device=x_p.device)
 
     def denoise(y_t: Tensor, t: Tensor) -> Tensor:
-        y, levels = y_t.repeat(count, 1, 1, 1), t.repeat(count)
-        out = diffusion.to_eps(model(y.to(x_p.dtype), levels, poses, textures).float(), y, levels)
+        y = y_t.to(x_p.dtype).repeat(len(posed), 1, 1, 1)
+        out = model.denoise(y, t.repeat(len(posed)), poses, styles, blocks).float()
+        out = diffusion.to_eps(out, y_t.repeat(count, 1, 1, 1), t.repeat(count))
         outs = out.view(count, *y_t.shape[:1], 6, *y_t.shape[2:])
         eps = torch.einsum("n,nbchw->bchw", weights, outs[:, :, :3])
         return torch.cat([eps, outs[-1, :, 3:]], 1)

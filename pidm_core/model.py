@@ -7,7 +7,8 @@ Tensor in, tensor out: it knows nothing of noise schedules, guidance or data.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from pidm_core.config import ModelConfig
 
 POSE_CHANNELS = 20
 GROUPS = 32
+Style = tuple[Tensor, ...]
+"""What a layer of H_N needs of F_s: K and V (B, N, C) each, or a feature map, or nothing."""
 
 
 class PIDM(nn.Module):
@@ -61,10 +64,29 @@ class PIDM(nn.Module):
             texture = [
                 f.expand(len(y_t), -1, -1, -1) for f in self.encode(y_t.new_zeros(y_t[:1].shape))
             ]
+        return self.denoise(y_t, t, x_p, self.prepare(texture))
+
+    def prepare(self, texture: list[Tensor]) -> list[Style]:
+        """What does not change from step to step, for every layer of H_N."""
+        return self.denoiser.prepare(texture)
+
+    def denoise(
+        self,
+        y_t: Tensor,
+        t: Tensor,
+        x_p: Tensor,
+        styles: list[Style],
+        blocks: Sequence[int] | None = None,
+    ) -> Tensor:
+        """As `forward`, from prepared features.
+
+        blocks: y_t, t and x_p come in blocks of equal size, and the k-th block of `styles` and of
+        the output goes with block blocks[k] of them; what these share is computed once.
+        """
         emb = self.time(time_embedding(t, self.config.channels).to(y_t.dtype))  # (B, 4C)
         height, width = y_t.shape[2:]
         x = self._padded(torch.cat([y_t, x_p], 1))
-        out: Tensor = self.denoiser(x, emb, texture)
+        out: Tensor = self.denoiser(x, emb, styles, blocks)
         top, left = (out.shape[2] - height) // 2, (out.shape[3] - width) // 2
         return out[:, :, top : top + height, left : left + width]
 
@@ -123,17 +145,43 @@ class NoisePredictor(nn.Module):
             zeroed(nn.Conv2d(config.channels, 6 * config.patch**2, 3, padding=1)),
         )
 
-    def forward(self, x: Tensor, emb: Tensor, texture: list[Tensor]) -> Tensor:
+    def prepare(self, texture: list[Tensor]) -> list[Style]:
+        """What each layer takes from F_s, in their order; layer k of the way down sees F_s[k]."""
         if self.beside:
-            x, texture = torch.cat([x, *texture], 1), [x] * len(self.down)  # no layer looks at it
-        h, skips = F.pixel_unshuffle(x, self.patch), []
-        for layer, f in zip(self.down, texture, strict=True):  # layer k attends to F_s[k]
-            h = layer(h, emb, f)
+            return [(texture[0],)]
+        seen = [*texture, *[texture[-1]] * len(self.middle), *reversed(texture)]
+        return [layer.prepare(f) for layer, f in zip(self._layers(), seen, strict=True)]
+
+    def _layers(self) -> list[Layer]:
+        layers: list[Any] = [*self.down, *self.middle, *self.up]
+        return layers
+
+    def forward(
+        self, x: Tensor, emb: Tensor, styles: list[Style], blocks: Sequence[int] | None = None
+    ) -> Tensor:
+        def divided(*parts: Tensor) -> list[Tensor]:
+            if blocks is None:
+                return [*parts]
+            number = max(blocks) + 1
+            return [torch.cat([p.chunk(number)[k] for k in blocks]) for p in parts]
+
+        together = True  # until the first layer that sees a style
+        if self.beside:
+            x, emb = divided(x, emb)
+            x, styles, together = torch.cat([x, *styles[0]], 1), [()] * len(self._layers()), False
+        layers = zip(self._layers(), styles, strict=True)
+        h, skips = F.pixel_unshuffle(x, self.patch), list[Tensor]()
+        for layer, style in islice(layers, len(self.down)):
+            h = layer.enter(h, emb)
+            if style and together:
+                h, emb, *skips = divided(h, emb, *skips)
+                together = False
+            h = layer.leave(h, emb, style)
             skips.append(h)
-        for layer in self.middle:
-            h = layer(h, emb, texture[-1])
-        for layer, f in zip(self.up, reversed(texture), strict=True):
-            h = layer(torch.cat([h, skips.pop()], 1), emb, f)
+        for layer, style in islice(layers, len(self.middle)):
+            h = layer(h, emb, style)
+        for layer, style in layers:
+            h = layer(torch.cat([h, skips.pop()], 1), emb, style)
         return F.pixel_shuffle(self.out(h), self.patch)
 
 
@@ -151,11 +199,23 @@ class Layer(nn.Module):
         self.texture = texture
         self.upsample = upsample
 
-    def forward(self, h: Tensor, emb: Tensor, f: Tensor) -> Tensor:
+    def prepare(self, f: Tensor) -> Style:
+        """What the texture block takes from a feature map of F_s."""
+        return () if self.texture is None else self.texture.prepare(f)
+
+    def enter(self, h: Tensor, emb: Tensor) -> Tensor:
+        """The block, which sees no style."""
         h = self.block(h, emb) if isinstance(self.block, ResBlock) else self.block(h)
+        return h
+
+    def leave(self, h: Tensor, emb: Tensor, style: Style) -> Tensor:
+        """What comes after the block."""
         if self.texture is not None:
-            h = self.texture(h, f)
+            h = self.texture(h, *style)
         return h if self.upsample is None else self.upsample(h, emb)
+
+    def forward(self, h: Tensor, emb: Tensor, style: Style) -> Tensor:
+        return self.leave(self.enter(h, emb), emb, style)
 
 
 class TextureDiffusionBlock(nn.Module):
@@ -173,13 +233,18 @@ class TextureDiffusionBlock(nn.Module):
             with torch.no_grad():
                 self.phi_kv.weight[:channels] = self.phi_q.weight
 
-    def forward(self, f_h: Tensor, f_s: Tensor) -> Tensor:
+    def prepare(self, f_s: Tensor) -> Style:
+        """K and V, (B, N, C) each."""
+        if self.positions:
+            f_s = f_s + position_code(f_s)
+        k, v = tokens(self.phi_kv(f_s)).chunk(2, 2)
+        return k, v
+
+    def forward(self, f_h: Tensor, k: Tensor, v: Tensor) -> Tensor:
         h = self.norm(f_h)
         if self.positions:
-            place = position_code(f_h)
-            h, f_s = h + place, f_s + place
+            h = h + position_code(f_h)
         q = tokens(self.phi_q(h))  # (B, N, C)
-        k, v = tokens(self.phi_kv(f_s)).chunk(2, 2)
         o = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
         y: Tensor = f_h + self.W(o.transpose(1, 2).reshape(f_h.shape))
         return y
@@ -192,6 +257,10 @@ class TextureConcatBlock(nn.Module):
         super().__init__()
         self.norm = GroupNorm(channels)
         self.W = zeroed(nn.Conv2d(2 * channels, channels, 3, padding=1))
+
+    def prepare(self, f_s: Tensor) -> Style:
+        """The feature map as it is."""
+        return (f_s,)
 
     def forward(self, f_h: Tensor, f_s: Tensor) -> Tensor:
         y: Tensor = f_h + self.W(torch.cat([self.norm(f_h), f_s], 1))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.schedulers import scheduling_ddpm
+from tiny import TINY
 from torch import Tensor
 
 from pidm_core.config import DiffusionConfig, Guidance, SampleConfig
@@ -23,6 +25,7 @@ from pidm_core.diffusion import (
     sample_images,
 )
 from pidm_core.files import UserError
+from pidm_core.model import PIDM
 
 SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 2e-2}
 
@@ -228,9 +231,17 @@ class FakeNetwork:
     def encode(self, x_s: Tensor) -> list[Tensor]:
         return [x_s]
 
-    def __call__(self, y_t: Tensor, t: Tensor, x_p: Tensor, texture: list[Tensor]) -> Tensor:
+    def prepare(self, texture: list[Tensor]) -> list[tuple[Tensor, ...]]:
+        return [(texture[0],), ()]
+
+    def denoise(
+        self, y_t: Tensor, t: Tensor, x_p: Tensor, styles: list[tuple[Tensor, ...]],
+        blocks: Sequence[int] | None = None,
+    ) -> Tensor:  # fmt: skip
+        assert blocks is not None
+        x_p = torch.cat([x_p.chunk(max(blocks) + 1)[k] for k in blocks])
         pose = (x_p.flatten(1).abs().sum(1) > 0).float()
-        style = (texture[0].flatten(1).abs().sum(1) > 0).float()
+        style = (styles[0][0].flatten(1).abs().sum(1) > 0).float()
         eps = 1 + 2 * pose + 6 * style + 7 * pose * style
         return eps[:, None, None, None].expand(-1, 6, *y_t.shape[2:])
 
@@ -257,6 +268,29 @@ def guided_value(guidance: Guidance, w_p: float, w_s: float) -> tuple[float, flo
 )
 def test_guidance_by_hand(guidance: Guidance, eps: float, variance: float) -> None:
     assert guided_value(guidance, 2.0, 1.5) == pytest.approx((eps, variance))
+
+
+@pytest.mark.parametrize("guidance", ["dcf", "chain", "cf", "style", "none"])
+def test_guidance_equals_one_evaluation_after_the_other(guidance: Guidance) -> None:
+    model, diffusion = PIDM(TINY).eval(), Diffusion(DiffusionConfig(prediction="y_0"))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    y_t, x_s = torch.randn(2, 3, *TINY.size), torch.randn(2, 3, *TINY.size)
+    x_p, t = torch.rand(2, 20, *TINY.size), torch.tensor([700, 700])
+    with torch.no_grad():
+        expected = torch.zeros(2, 3, *TINY.size)
+        for branch, weight in guidance_terms(guidance, 2.0, 1.5):
+            out = model(y_t, t, x_p if branch.pose else None,
+                        model.encode(x_s) if branch.style else None)  # fmt: skip
+            out = diffusion.to_eps(out, y_t, t)
+            expected += weight * out[:, :3]
+        denoise = guided(
+            model, diffusion, x_p=x_p, texture=model.encode(x_s),
+            guidance=guidance, w_p=2.0, w_s=1.5,
+        )  # fmt: skip
+        eps, variance = denoise(y_t, t).chunk(2, 1)
+    torch.testing.assert_close(eps, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(variance, out[:, 3:], rtol=1e-4, atol=1e-4)
 
 
 def test_dcf_without_weights_is_unconditional_and_linear_in_each() -> None:

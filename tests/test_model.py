@@ -135,6 +135,26 @@ def test_the_paper_network_runs_at_the_papers_sizes(size: tuple[int, int], chann
         assert model(y_t, t, x_p, model.encode(x_s)).shape == (1, 6, *size)
 
 
+@pytest.mark.parametrize("texture", VARIANTS)
+def test_blocks_of_one_pose_share_what_no_style_enters(texture: Texture) -> None:
+    config = dataclasses.replace(SMALL, texture=texture)
+    model, (y_t, t, x_p, x_s) = randomised(config), inputs(config)
+    rows: list[int] = []
+    model.denoiser.down[0].block.register_forward_hook(lambda _, given, out: rows.append(len(out)))
+    no_pose, sources = torch.zeros_like(x_p), [x_s, torch.zeros_like(x_s), -x_s, x_s]
+    with torch.no_grad():
+        alone = [
+            model(y_t, t, pose, model.encode(source))
+            for pose, source in zip([no_pose, x_p, x_p, x_p], sources, strict=True)
+        ]
+        rows.clear()
+        styles = model.prepare(model.encode(torch.cat(sources)))
+        both = [torch.cat([y_t, y_t]), torch.cat([t, t]), torch.cat([no_pose, x_p])]
+        together = model.denoise(*both, styles, [0, 1, 1, 1])
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+    assert rows == [4 * 3 if texture == "input" else 2 * 3]
+
+
 def test_none_means_the_all_zeros_condition() -> None:
     model, (y_t, t, x_p, x_s) = randomised(SMALL), inputs(SMALL)
     with torch.no_grad():

@@ -44,6 +44,7 @@ ARROWS = {
         "toy_scenes": "keypoints toy_people toy_render toy_body toy_cameras",
         "toy_market": "keypoints toy_people toy_render toy_scenes",
         "garments": "keypoints",
+        "benchmark": "diffusion hardware model state train",
         "user_study": "image_names keypoints pose",
         "probe_networks": "hardware keypoints",
         "probe": "data diffusion garments image_metrics keypoints probe_networks",

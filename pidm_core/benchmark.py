@@ -1,0 +1,241 @@
+"""How fast PIDM is on this machine: ratios of one run to plain references of the same weights.
+
+The reference sampler is the authors' way: fp32, contiguous layout, one evaluation of the network
+after the other, and nothing but F_s kept between them. The reference training step is a plain
+loop: fp32, contiguous, Adam and EMA parameter by parameter.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pidm_core.config import DiffusionConfig, Guidance, ModelConfig, PIDMConfig, TrainConfig
+from pidm_core.diffusion import Denoise, Diffusion, guidance_terms, guided
+from pidm_core.hardware import Placement, place
+from pidm_core.model import PIDM, POSE_CHANNELS
+from pidm_core.state import State
+from pidm_core.train import HybridLoss
+
+PAPER = ModelConfig()
+SMALL = ModelConfig(
+    size=(64, 32), patch=4, channels=96, channel_mults=(1, 1, 1), blocks_per_level=1,
+    texture_factors=(4, 8, 16), dropout=0.0, positions=True,
+)  # fmt: skip
+"""The bundled toy model's network."""
+W_P = W_S = 2.0
+LEVEL = 500  # one noise level is as fast as another
+SETTLED = 0.25  # seconds; shorter things are repeated
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing measured; `ratio` is how many times faster than the reference it is."""
+
+    what: str
+    seconds: float  # per image: of one guided step, or of one training step
+    ratio: float | None = None
+    difference: float | None = None  # of eps from the reference's, relative to its largest value
+    rate: float | None = None  # TFLOP/s of its convolutions and products
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Random inputs, the same for all that is compared."""
+
+    x_s: Tensor  # (B, 3, H, W)
+    x_p: Tensor  # (B, 20, H, W)
+    y_t: Tensor  # (B, 3, H, W)
+    t: Tensor  # (B,)
+
+
+def conditions(config: ModelConfig, count: int, device: torch.device) -> Conditions:
+    """Noise as source and image, and a pose map of as many ones as zeros."""
+    random = torch.Generator().manual_seed(0)
+    shape = (count, 3, *config.size)
+    x_s, y_t = (torch.randn(shape, generator=random) for _ in range(2))
+    x_p = torch.rand(count, POSE_CHANNELS, *config.size, generator=random).round()
+    t = torch.full((count,), LEVEL)
+    return Conditions(*(values.to(device) for values in (x_s, x_p, y_t, t)))
+
+
+def network(config: ModelConfig) -> PIDM:
+    """Random weights, none of them zero: a new network would hide its conditions."""
+    torch.manual_seed(0)
+    model = PIDM(config).eval()
+    for parameter in model.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+def hardware(placement: Placement) -> str:
+    """Machine, threads and precision in a line."""
+    name = platform.processor() or platform.machine()
+    if placement.device.type == "cuda":
+        name = torch.cuda.get_device_name(placement.device)
+    elif platform.system() == "Linux":
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            models = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+        name = models[0] if models else name
+    return f"{name}, {torch.get_num_threads()} threads, {placement}, torch {torch.__version__}"
+
+
+# ---------------------------------------------------------------- sampling
+
+
+def reference(model: PIDM, diffusion: Diffusion, given: Conditions, guidance: Guidance) -> Denoise:
+    """Guided noise as the authors compute it, in the layout and precision of `model`."""
+    texture = {True: model.encode(given.x_s), False: model.encode(torch.zeros_like(given.x_s))}
+
+    def denoise(y_t: Tensor, t: Tensor) -> Tensor:
+        eps = torch.zeros_like(y_t)
+        for branch, weight in guidance_terms(guidance, W_P, W_S):
+            x_p = given.x_p if branch.pose else torch.zeros_like(given.x_p)
+            out = diffusion.to_eps(model(y_t, t, x_p, texture[branch.style]), y_t, t)
+            eps += weight * out[:, :3]
+        return torch.cat([eps, out[:, 3:]], 1)
+
+    return denoise
+
+
+def ours(
+    model: PIDM, diffusion: Diffusion, given: Conditions, guidance: Guidance, placement: Placement
+) -> Denoise:
+    """Guided noise as the pipeline computes it; `model` must be on `placement`."""
+    texture = model.encode(placement.tensor(given.x_s))
+    return guided(
+        model, diffusion, x_p=placement.tensor(given.x_p), texture=texture, guidance=guidance,
+        w_p=W_P, w_s=W_S,
+    )  # fmt: skip
+
+
+@torch.inference_mode()
+def sampling(
+    config: ModelConfig, *, guidance: Guidance, batches: Sequence[int], bf16: bool
+) -> Iterator[Row]:
+    """A guided step of the reference and ours, at each batch size, in fp32 and bf16."""
+    diffusion, device = Diffusion(DiffusionConfig()), place().device
+    plain = network(config).to(device)
+    for count in batches:
+        given, name = conditions(config, count, device), f"{guidance}, batch {count}"
+        expected, slow, rate = _measured(reference(plain, diffusion, given, guidance), given)
+        yield Row(f"{name}: reference, fp32", slow / count, rate=rate)
+        for dtype in (torch.float32, torch.bfloat16)[: 1 + bf16]:
+            placement = Placement(device, dtype)
+            model = placement.module(network(config))
+            fast = ours(model, diffusion, given, guidance, placement)
+            eps, seconds, rate = _measured(fast, given)
+            difference = float((eps - expected).abs().max() / expected.abs().max())
+            name_ours = f"{name}: ours, {_name(dtype)}"
+            yield Row(name_ours, seconds / count, slow / seconds, difference, rate)
+
+
+def convolution_rate(dtype: torch.dtype, batch: int = 8) -> float:
+    """TFLOP/s of a 3x3 convolution of 128 channels at 128x64, channels_last."""
+    placement = Placement(place().device, dtype)
+    conv = placement.module(nn.Conv2d(128, 128, 3, padding=1))
+    x = placement.tensor(torch.randn(batch, 128, 128, 64))
+    with torch.inference_mode():
+        seconds = _repeated(lambda: conv(x))
+    return _rate(2 * 9 * 128 * 128 * 128 * 64 * batch, seconds)
+
+
+# ---------------------------------------------------------------- training
+
+
+def training(config: ModelConfig, *, batch: int) -> Iterator[Row]:
+    """A training step of a plain loop and of ours, at the precision that `place` chooses."""
+    options = PIDMConfig(model=config, train=TrainConfig(batch_size=batch))
+    placement, diffusion = place(), Diffusion(options.diffusion)
+    given = conditions(config, batch, placement.device)
+    plain = network(config).to(placement.device).train()
+    loss_of = HybridLoss(plain, diffusion, options)
+    adam = torch.optim.Adam(plain.parameters(), lr=options.train.lr, foreach=False)
+    averages = [parameter.detach().clone() for parameter in plain.parameters()]
+
+    def plainly() -> None:
+        adam.zero_grad()
+        mse, vlb = loss_of(given.x_s, given.x_p, given.y_t)
+        (mse + vlb).backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), options.train.clip_norm, foreach=False)
+        adam.step()
+        with torch.no_grad():
+            for average, parameter in zip(averages, plain.parameters(), strict=True):
+                average.lerp_(parameter, 1 - options.train.ema_decay)
+        (mse + vlb).item()
+
+    seconds = _repeated(plainly)
+    yield Row(f"batch {batch}: plain loop, fp32", seconds / batch)
+    state = State(options, placement)
+    fast = HybridLoss(state.model, diffusion, options)
+    moved = [placement.tensor(x) for x in (given.x_s, given.x_p, given.y_t)]
+
+    def step() -> None:
+        mse, vlb = fast(*moved)
+        (mse + vlb).backward()
+        state.update(options.train.warmup_steps)
+        (mse + vlb).item()
+
+    took = _repeated(step)
+    yield Row(f"batch {batch}: ours, {_name(placement.dtype)}", took / batch, seconds / took)
+
+
+# ---------------------------------------------------------------- clocks
+
+
+def _measured(denoise: Denoise, given: Conditions) -> tuple[Tensor, float, float]:
+    """What it returns, the seconds that takes, and TFLOP/s."""
+
+    def act() -> Tensor:
+        return denoise(given.y_t, given.t)
+
+    work, seconds = _flops(act), _repeated(act)
+    return act(), seconds, _rate(work, seconds)
+
+
+def _repeated(act: Callable[[], object]) -> float:
+    """Seconds of one call: the median of three, or of more where they are short."""
+    act()  # the first one is slower
+    times: list[float] = []
+    while len(times) < 3 or (sum(times) < SETTLED and len(times) < 100):
+        begin = time.perf_counter()
+        act()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def _flops(act: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        act()
+    return float(counter.get_total_flops())
+
+
+def _rate(work: float, seconds: float) -> float:
+    return work / seconds / 1e12
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def table(rows: Sequence[Row], unit: str) -> str:
+    """The rows for reading; `unit` says what a second is of."""
+    lines = [f"{'':34} {unit:>16} {'times faster':>13} {'difference':>11} {'TFLOP/s':>8}"]
+    for row in rows:
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        difference = "" if row.difference is None else f"{row.difference:.0e}"
+        rate = "" if row.rate is None else f"{row.rate:.3f}"
+        lines.append(
+            f"{row.what:34} {1000 * row.seconds:13.1f} ms {ratio:>13} {difference:>11} {rate:>8}"
+        )
+    return "\n".join(lines)

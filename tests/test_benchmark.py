@@ -1,0 +1,70 @@
+"""What is compared must be the same thing: the references agree, and the figures add up."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from tiny import TINY
+from torch import nn
+
+from pidm_core import benchmark
+from pidm_core.benchmark import Row
+from pidm_core.config import DiffusionConfig, Guidance
+from pidm_core.diffusion import Diffusion, guidance_terms
+from pidm_core.hardware import Placement
+
+
+@pytest.mark.parametrize("guidance", ["style", "dcf", "chain"])
+def test_ours_equals_the_reference(guidance: Guidance) -> None:
+    cpu = torch.device("cpu")
+    exact = torch.float64  # in which only a wrong path differs
+    given = benchmark.conditions(TINY, 3, cpu)
+    values = {name: value.to(exact) for name, value in vars(given).items() if name != "t"}
+    given = dataclasses.replace(given, **values)
+    model, diffusion = benchmark.network(TINY).to(exact), Diffusion(DiffusionConfig())
+    placement = Placement(cpu, exact)
+    with torch.inference_mode():
+        expected = benchmark.reference(model, diffusion, given, guidance)(given.y_t, given.t)
+        model = placement.module(benchmark.network(TINY))
+        fast = benchmark.ours(model, diffusion, given, guidance, placement)
+        found = fast(given.y_t, given.t)
+    # the sampler leaves the network in float32
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-6
+    assert expected.std() > 0.01  # not the zeros of a new network
+
+
+def test_rows_state_ratio_difference_and_rate_of_the_same_run() -> None:
+    plain, fast = benchmark.sampling(TINY, guidance="style", batches=(2,), bf16=False)
+    assert plain.what == "style, batch 2: reference, fp32"
+    assert (plain.ratio, plain.difference) == (None, None)
+    assert fast.ratio == pytest.approx(plain.seconds / fast.seconds)
+    assert fast.difference is not None
+    assert fast.difference < 2e-4  # rounding: 4e-5 for this network of random weights
+    plain, fast = benchmark.training(TINY, batch=2)
+    assert fast.ratio == pytest.approx(plain.seconds / fast.seconds)
+
+
+def test_the_reference_does_the_work_of_every_branch() -> None:
+    cpu = torch.device("cpu")
+    given, model = benchmark.conditions(TINY, 1, cpu), benchmark.network(TINY)
+    diffusion = Diffusion(DiffusionConfig())
+    once = benchmark._flops(lambda: model(given.y_t, given.t, given.x_p, model.encode(given.x_s)))
+    once -= benchmark._flops(lambda: model.encode(given.x_s))
+    denoise = benchmark.reference(model, diffusion, given, "chain")
+    assert len(guidance_terms("chain", 2, 2)) == 3
+    assert benchmark._flops(lambda: denoise(given.y_t, given.t)) == pytest.approx(3 * once)
+
+
+def test_work_is_counted_as_by_hand() -> None:
+    conv = nn.Conv2d(4, 8, 3, padding=1)  # 2 * 9 * 4 * 8 a pixel
+    assert benchmark._flops(lambda: conv(torch.ones(2, 4, 5, 6))) == 2 * 9 * 4 * 8 * 2 * 5 * 6
+    assert benchmark._rate(3e12, 1.5) == 2
+
+
+def test_the_table_leaves_out_what_was_not_measured() -> None:
+    text = benchmark.table([Row("a", 0.5), Row("b", 0.25, 2.0, 3e-6, 0.1)], "step")
+    first, second = text.splitlines()[1:]
+    assert first.split() == ["a", "500.0", "ms"]
+    assert second.split() == ["b", "250.0", "ms", "2.00", "3e-06", "0.100"]

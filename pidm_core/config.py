@@ -107,6 +107,9 @@ class TrainConfig:
     """Seed of everything: order, flips, noise levels, noise, initial weights."""
     precision: Precision = "auto"
     """bf16 where the hardware has it, or fp32."""
+    recompute: bool = False
+    """Compute the layers once more in the backward pass instead of keeping what is inside them:
+    the same weights, more time, less memory."""
     log_every: int = 50
     """Steps between lines of metrics.jsonl."""
     sample_every: int = 5000

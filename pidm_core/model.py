@@ -7,13 +7,15 @@ Tensor in, tensor out: it knows nothing of noise schedules, guidance or data.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pidm_core.config import ModelConfig
 
@@ -24,17 +26,23 @@ Style = tuple[Tensor, ...]
 
 
 class PIDM(nn.Module):
-    """eps_theta(y_t, t, x_p, x_s) of the paper, Fig. 2."""
+    """eps_theta(y_t, t, x_p, x_s) of the paper, Fig. 2.
 
-    def __init__(self, config: ModelConfig) -> None:
+    recompute: keep no activations inside the layers while training, but compute them again in
+    the backward pass; the gradients are the same.
+    """
+
+    def __init__(self, config: ModelConfig, *, recompute: bool = False) -> None:
         super().__init__()
         self.config = config
         channels = config.channels
         self.time = nn.Sequential(
             nn.Linear(channels, 4 * channels), nn.SiLU(), nn.Linear(4 * channels, 4 * channels)
         )
-        self.encoder = None if config.texture == "input" else TextureEncoder(config)  # H_E
-        self.denoiser = NoisePredictor(config)  # H_N
+        self.encoder = (
+            None if config.texture == "input" else TextureEncoder(config, recompute)
+        )  # H_E
+        self.denoiser = NoisePredictor(config, recompute)  # H_N
 
     def encode(self, x_s: Tensor) -> list[Tensor]:
         """F_s, one feature map for every layer of H_E; x_s (B, 3, H, W) in [-1, 1].
@@ -94,9 +102,9 @@ class PIDM(nn.Module):
 class TextureEncoder(nn.Module):
     """H_E: the way down of a U-Net without noise level; every layer's output is a feature."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, recompute: bool = False) -> None:
         super().__init__()
-        self.patch = config.patch
+        self.patch, self.recompute = config.patch, recompute
         self.layers = nn.ModuleList([first_conv(3, config)])
         for spec in way_down(config):
             self.layers.append(
@@ -106,7 +114,7 @@ class TextureEncoder(nn.Module):
     def forward(self, x_s: Tensor) -> list[Tensor]:
         h, features = F.pixel_unshuffle(x_s, self.patch), []
         for layer in self.layers:
-            h = layer(h)
+            h = _run(layer, h, recompute=self.recompute)
             features.append(h)
         return features  # L maps (B, C_l, H_l, W_l)
 
@@ -114,9 +122,9 @@ class TextureEncoder(nn.Module):
 class NoisePredictor(nn.Module):
     """H_N: a U-Net over concat(y_t, x_p) with texture diffusion blocks."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, recompute: bool = False) -> None:
         super().__init__()
-        self.patch = config.patch
+        self.patch, self.recompute = config.patch, recompute
         self.beside = config.texture == "input"  # the source enters beside y_t and x_p
         channels = 3 + POSE_CHANNELS + (3 if self.beside else 0)
         self.down = nn.ModuleList([Layer(first_conv(channels, config))])
@@ -159,6 +167,8 @@ class NoisePredictor(nn.Module):
     def forward(
         self, x: Tensor, emb: Tensor, styles: list[Style], blocks: Sequence[int] | None = None
     ) -> Tensor:
+        run = partial(_run, recompute=self.recompute)
+
         def divided(*parts: Tensor) -> list[Tensor]:
             if blocks is None:
                 return [*parts]
@@ -172,16 +182,16 @@ class NoisePredictor(nn.Module):
         layers = zip(self._layers(), styles, strict=True)
         h, skips = F.pixel_unshuffle(x, self.patch), list[Tensor]()
         for layer, style in islice(layers, len(self.down)):
-            h = layer.enter(h, emb)
+            h = run(layer.enter, h, emb)
             if style and together:
                 h, emb, *skips = divided(h, emb, *skips)
                 together = False
-            h = layer.leave(h, emb, style)
+            h = run(layer.leave, h, emb, style)
             skips.append(h)
         for layer, style in islice(layers, len(self.middle)):
-            h = layer(h, emb, style)
+            h = run(layer, h, emb, style)
         for layer, style in layers:
-            h = layer(torch.cat([h, skips.pop()], 1), emb, style)
+            h = run(layer, torch.cat([h, skips.pop()], 1), emb, style)
         return F.pixel_shuffle(self.out(h), self.patch)
 
 
@@ -265,6 +275,14 @@ class TextureConcatBlock(nn.Module):
     def forward(self, f_h: Tensor, f_s: Tensor) -> Tensor:
         y: Tensor = f_h + self.W(torch.cat([self.norm(f_h), f_s], 1))
         return y
+
+
+def _run(act: Callable[..., Tensor], *inputs: Any, recompute: bool) -> Tensor:
+    """act(*inputs), of which only the inputs are kept for the backward pass if asked for."""
+    if recompute and torch.is_grad_enabled():
+        again: Tensor = checkpoint(act, *inputs, use_reentrant=False)
+        return again
+    return act(*inputs)
 
 
 def texture_block(

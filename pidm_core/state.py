@@ -28,7 +28,7 @@ class State:
     def __init__(self, config: PIDMConfig, placement: Placement) -> None:
         self.config, self.placement = config, placement
         torch.manual_seed(config.train.seed)
-        network = PIDM(config.model)
+        network = PIDM(config.model, recompute=config.train.recompute)
         names = [name for name, _ in network.named_parameters()]
         values = [p.detach().clone().to(placement.device) for p in network.parameters()]
         self.model = placement.module(network)

@@ -45,6 +45,7 @@ HARMLESS = (
     "train.save_every",
     "train.keep",
     "train.steps",
+    "train.recompute",
 )
 GRID_ROWS = 8
 JUDGED_IMAGES = 256

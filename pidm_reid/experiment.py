@@ -327,7 +327,7 @@ class Bench:
         if row.source == "strict":  # it need not be there yet, and follows from these
             config = self.strict_config(cell)
             generator = to_dict(config)
-            for harmless in ("log_every", "sample_every", "keep"):
+            for harmless in ("log_every", "sample_every", "keep", "recompute"):
                 del generator["train"][harmless]
             values: dict[str, Any] = {
                 "generator": generator,

@@ -46,11 +46,13 @@ from pidm_reid.synthesize import (
     prepare,
     start,
     synthesize,
+    take_over,
 )
 from pidm_reid.table import CONFIG
 
 if TYPE_CHECKING:
     from pidm_reid.finetune import Result
+    from pidm_reid.plan import Recipe
     from pidm_reid.weights import State
 
 STANDARD, SAME_STEPS = "Standard", "Standard-same-steps"
@@ -194,7 +196,9 @@ def outlook(table: ReidTable) -> list[str]:
             shared.add(bench.folder(cell))
             passes += 2 * table.selection.network.steps * student.batch_size * row.selected
             size = np.mean([record.path.stat().st_size for record in work.real])
-            drawn = synthetic * (CANDIDATES if row.selected else 1)
+            without = bench.folder(replace(cell, row="PIDM-strict"))  # whose images are taken over
+            known = row.selected and (without in shared or without.is_dir())
+            drawn = synthetic * (CANDIDATES - known if row.selected else 1)
             images += drawn
             mebibytes += drawn * float(size) / 2**20
         lines.append(
@@ -447,7 +451,10 @@ class Bench:
             return self._imported(cell)
         work = self.work(cell, CANDIDATES if row.selected else 1)
         out, generator = self.folder(cell), self.generator(cell)
-        if todo := start(work, generator, out):
+        todo = start(work, generator, out)
+        if row.selected:
+            todo = self._taken_over(cell, todo, generator)
+        if todo:
             with folder.spending(out, "synthesis_seconds"):
                 batches = synthesize(todo, work, generator, out)
                 for _ in track(batches, total=len(todo), label=f"synthesize {out}", unit="images"):
@@ -463,6 +470,16 @@ class Bench:
             saw=generator.saw,
             seconds={**folder.spent(out), "generator_seconds": self._generator_seconds(cell)},
         )
+
+    def _taken_over(self, cell: Cell, todo: list[Recipe], generator: Generator) -> list[Recipe]:
+        """Half of the candidates are those of the row without selection, and cost as much."""
+        other = self.folder(replace(cell, row="PIDM-strict"))
+        left = take_over(todo, generator, self.folder(cell), other)
+        if taken := len(todo) - len(left):
+            share = taken / len(folder.read_ledger(other / folder.MANIFEST))
+            seconds = share * folder.spent(other).get("synthesis_seconds", 0.0)
+            folder.note_cost(self.folder(cell), "synthesis_seconds", seconds)
+        return left
 
     def _cameras(self, cell: Cell, made: Made) -> dict[str, float]:
         generated = [Record(path, path.name, *folder.person(path.name)) for path in made.synthetic]

@@ -185,8 +185,13 @@ def spending(out: Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with (out / COST).open("a") as file:  # shards may do so at once
-            file.write(json.dumps({what: round(time.perf_counter() - begin, 3)}) + "\n")
+        note_cost(out, what, time.perf_counter() - begin)
+
+
+def note_cost(out: Path, what: str, seconds: float) -> None:
+    """Add seconds to those spent on a folder; shards may do so at once."""
+    with (out / COST).open("a") as file:
+        file.write(json.dumps({what: round(seconds, 3)}) + "\n")
 
 
 def spent(out: Path) -> dict[str, float]:

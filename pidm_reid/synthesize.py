@@ -241,16 +241,29 @@ def describe(work: Work, generator: Generator) -> dict[str, Any]:
 def missing(recipes: Sequence[Recipe], generator: Generator, out: Path) -> list[Recipe]:
     """Those of the recipes whose image is not there, or not what the ledger says."""
     ledger = folder.read_ledger(out / folder.MANIFEST)
-    train = out / folder.BASE / folder.TRAIN
-    wanted = _entry_without_image(generator)
-    todo = []
-    for recipe in recipes:
+    return [r for r in recipes if not _is_there(r, ledger.get(r.file_name, {}), generator, out)]
+
+
+def take_over(todo: Sequence[Recipe], generator: Generator, out: Path, other: Path) -> list[Recipe]:
+    """Copy the images of these recipes that another folder has; the recipes that are left."""
+    ledger, left, entries = folder.read_ledger(other / folder.MANIFEST), [], []
+    theirs, ours = (root / folder.BASE / folder.TRAIN for root in (other, out))
+    for recipe in todo:
         entry = ledger.get(recipe.file_name, {})
-        same = all(entry.get(key) == value for key, value in vars(recipe).items())
-        same = same and all(entry.get(key) == value for key, value in wanted.items())
-        if not (same and folder.is_finished(train, entry)):
-            todo.append(recipe)
-    return todo
+        if _is_there(recipe, entry, generator, other):
+            write_bytes(ours / recipe.file_name, (theirs / recipe.file_name).read_bytes())
+            entries.append(entry)
+        else:
+            left.append(recipe)
+    if entries:
+        folder.append_ledger(out / folder.MANIFEST, entries)
+    return left
+
+
+def _is_there(recipe: Recipe, entry: Mapping[str, Any], generator: Generator, out: Path) -> bool:
+    wanted = {**vars(recipe), **_entry_without_image(generator)}
+    same = all(entry.get(key) == value for key, value in wanted.items())
+    return same and folder.is_finished(out / folder.BASE / folder.TRAIN, entry)
 
 
 def outlook(work: Work, generator: Generator, out: Path) -> str:

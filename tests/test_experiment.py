@@ -258,6 +258,8 @@ def test_selection_keeps_as_many_of_each_person_as_are_generated_without(
     same = set(folder.read_augmented(plain).synthetic)
     drawn = set(folder.read_ledger(chosen / folder.MANIFEST))
     assert same < drawn  # twice as many, the same among them
+    costs = [set(json.loads(line)) for line in (chosen / folder.COST).read_text().splitlines()]
+    assert costs == [{"synthesis_seconds"}] * 2 + [{"selection_seconds"}]  # taken over, rendered
     assert len(folder.read_augmented(chosen).synthetic) == 18  # what was dropped is not trained on
 
 

@@ -404,6 +404,24 @@ def test_folder_without_split_is_refused_with_the_remedy(tmp_path: Path) -> None
         folder.read_augmented(tmp_path)
 
 
+def test_what_another_folder_has_is_not_rendered_again(market: Path, tmp_path: Path) -> None:
+    small, large = planned(market, per_image=1), planned(market, per_image=2)
+    render_all(small, tmp_path / "small")
+    render_all(large, tmp_path / "straight")
+    image = tmp_path / "small/market1501/bounding_box_train" / small.recipes[0].file_name
+    image.write_bytes(image.read_bytes() + b"0")  # damaged: to be drawn anew
+    out = tmp_path / "out"
+    todo = synthesize.start(large, TINT, out)
+    left = synthesize.take_over(todo, TINT, out, tmp_path / "small")
+    assert (len(todo), len(left)) == (36, 36 - 17)
+    other = dataclasses.replace(TINT, fingerprint="tint 2")
+    assert len(synthesize.take_over(todo, other, out, tmp_path / "small")) == 36
+    assert len(synthesize.take_over(todo, TINT, out, tmp_path / "nowhere")) == 36
+    assert sum(synthesize.synthesize(left, large, TINT, out)) == len(left)
+    assert files(out) == files(tmp_path / "straight")
+    assert synthesize.start(large, TINT, out) == []
+
+
 # ---------------------------------------------------------------- cost
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 HEIGHT = 128  # px; larger pictures are made smaller
 QUALITY = 85
 BINS = 24
+ROOM = 5.0  # beside the first and last point of a plot
 COLOURS = (
     "#0a84d6", "#e0660a", "#109e73", "#c766a0", "#c99700", "#8f7ee0", "#d0453c", "#7a8794",
 )  # fmt: skip
@@ -169,7 +170,9 @@ def line_plot(series: Sequence[Series], *, x: str, y: str, alt: str) -> str:
                 linestyle="--" if one.dashed else "-",
                 capsize=2,
             )
-        axes.set_xticks(sorted({value for one in series for value in one.x}))
+        places = sorted({value for one in series for value in one.x})
+        axes.set_xticks(places)
+        axes.set_xlim(places[0] - ROOM, places[-1] + ROOM)  # else the shifts fill a single place
         axes.set_xlabel(x)
         axes.set_ylabel(y)
 

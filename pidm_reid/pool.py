@@ -3,7 +3,7 @@
 An augmented folder stays as it is. In its pool/ lies a file for each synthetic image, under the
 same name (its slot), at first a link to it. Before epoch e > 0 all of them are replaced by those
 that the folder's plan would give next: of a source with N images the replicas e*N ... e*N + N-1.
-So epochs 0 ... E-1 show, byte for byte, the images of a folder with N*E images per source.
+So epochs 0 ... E-1 show, byte for byte, the images of the same plan E times over.
 Data sets, samplers and workers see files like any others, and none changes within an epoch.
 
 pool/pool.jsonl    append-only ledger: slot and epoch, and what a manifest says, of every image
@@ -40,7 +40,8 @@ from pidm_core import (
     write_bytes,
 )
 from pidm_reid import folder, generators, plan, synthesize
-from pidm_reid.synthesize import Generator, Render, Work
+from pidm_reid.config import PlanPolicy
+from pidm_reid.synthesize import Generator, Render, Work, in_one_frame
 
 Renders = Render | Generator | str | Callable[[], Generator]
 """A renderer; one with its name; a run folder or bundled model; or, in the background, a function
@@ -229,8 +230,11 @@ class Succession:
         self.manifest = folder.read_ledger(root / folder.MANIFEST)
         lines = map(json.loads, (root / folder.PLAN).read_text("utf-8").splitlines())
         planned = {line["file_name"]: line["source"] for line in lines}
-        if "policy" in self.split:
-            raise UserError(f"{root}: planned by a policy; on the fly knows the default plan only")
+        if "selection" in self.split or (root / folder.SELECTION).is_file():
+            raise UserError(
+                f"{root}: holds a selection, and images that nobody chose would take its place; "
+                "give the folder as tools/synthesize.py made it"
+            )
         if not self.manifest or not self.manifest.keys() <= planned.keys():
             raise UserError(f"{root}: no generated images, or others than its plan's", BAD_DATA)
         self.images = Counter(planned.values())
@@ -241,33 +245,49 @@ class Succession:
         if external and not keypoints:
             raise UserError(f"{root}: its poses are of another file; give keypoints=FILE")
         size = load_image(real[0].path).shape[:2] if external else None
-        poses = plan.pose_pool(
-            read_keypoints(path, size=size), among=None if external else self.content, where=path
-        )
+        keypoints_of = read_keypoints(path, size=size)
+        poses = plan.pose_pool(keypoints_of, among=None if external else self.content, where=path)
+        self.policy, self.bodies = PlanPolicy(**self.split.get("policy", {})), None
+        if self.policy.compares_poses:
+            if external:
+                raise UserError(
+                    f"{root}: planned by a policy that compares poses of another file with those "
+                    "of the sources; on the fly knows one file only"
+                )
+            self.bodies = in_one_frame(real, keypoints_of)
         self.work = Work(real, [], poses, self.split, [])
+        self.path = path
         for slot, recipe in self.recipes(0).items():
             if any(self.manifest[slot].get(key) != value for key, value in vars(recipe).items()):
-                raise UserError(
-                    f"{root}: {slot} would be planned otherwise today; sources or {path} have "
-                    "changed since the folder was made",
-                    BAD_DATA,
-                )
+                raise self._changed()
+
+    def _changed(self) -> UserError:
+        return UserError(
+            f"{self.root}: would be planned otherwise today; sources or {self.path} have changed "
+            "since the folder was made",
+            BAD_DATA,
+        )
 
     def recipes(self, epoch: int) -> dict[str, plan.Recipe]:
         """By slot: of a source with N images the replicas from epoch*N on."""
-        most = max(self.images.values()) * (epoch + 1)
         made = plan.make_recipes(
             self.work.real,
             self.work.poses,
             content=self.content,
             seed=self.split["seed"],
-            per_image=most,
+            fill_to=len(self.work.real) + self.images.total(),
+            times=epoch + 1,
+            policy=self.policy,
+            bodies=self.bodies,
         )
         numbered = {(recipe.source, recipe.replica): recipe for recipe in made}
-        return {
-            slot: numbered[entry["source"], entry["replica"] + epoch * self.images[entry["source"]]]
+        replicas = {
+            slot: (entry["source"], entry["replica"] + epoch * self.images[entry["source"]])
             for slot, entry in sorted(self.manifest.items())
         }
+        if not numbered.keys() >= set(replicas.values()):
+            raise self._changed()
+        return {slot: numbered[replica] for slot, replica in replicas.items()}
 
     def generator(self, render: Renders, *, background: bool) -> Generator:
         """The renderer, which must be the one that made the folder, unless it has no name."""

@@ -28,6 +28,7 @@ from pidm_core import (
     read_json,
     read_keypoints,
     read_market1501,
+    rescale,
     sha256,
     skeleton,
     write_bytes,
@@ -147,25 +148,27 @@ class _Contents:
     recipes: Mapping[str, Mapping[str, Any]]  # by the name of the generated image
     selection: Mapping[str, Mapping[str, Any]]  # the same; empty without selection.jsonl
     keypoints: Mapping[str, np.ndarray]
-    joint_errors: Mapping[str, float]  # px
+    found: Mapping[str, np.ndarray]  # joints that somebody estimated in generated images, px
 
 
 def write_folder_report(
     augmented: Path,
     *,
     keypoints: Path | None = None,
-    joint_errors: Mapping[str, float] | None = None,
+    found: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Write report.html into an augmented folder; returns its path.
 
     keypoints: file of the real images' joints (default: the one beside the data set).
-    joint_errors: name of a generated image -> mean distance of its joints from those asked, px.
+    found: name of a generated image -> its joints (18, 2) px as estimated, to be compared with
+    those asked for.
     Raises UserError (BAD_DATA) if it is no augmented folder, or one made for evaluation.
     """
-    contents = _read(augmented, keypoints, joint_errors or {})
+    contents = _read(augmented, keypoints, found or {})
     sections = {
         "Images": _images(contents),
         "Identity": _similarities(contents, _among_real(augmented)),
+        "Joints": _joints(contents),
         "Duplicates": _duplicates(contents),
         "Before and after": _balance(contents),
         "Orientation": _orientations(contents),
@@ -181,7 +184,7 @@ def is_augmented(path: Path) -> bool:
     return (path / folder.SPLIT).is_file()
 
 
-def _read(root: Path, keypoints: Path | None, joint_errors: Mapping[str, float]) -> _Contents:
+def _read(root: Path, keypoints: Path | None, found: Mapping[str, np.ndarray]) -> _Contents:
     augmented = folder.read_augmented(root, verify=False)
     files = {record.name: record for record in read_market1501(augmented.root)}
     selection = folder.read_lines(root / folder.SELECTION)
@@ -195,7 +198,7 @@ def _read(root: Path, keypoints: Path | None, joint_errors: Mapping[str, float])
         recipes=folder.read_lines(root / folder.PLAN) | folder.read_ledger(root / folder.MANIFEST),
         selection=selection,
         keypoints=read_keypoints(keypoints) if keypoints else _beside(augmented),
-        joint_errors=joint_errors,
+        found=found,
     )
 
 
@@ -304,7 +307,7 @@ def _facts(contents: _Contents, name: str) -> list[str]:
     for key, what in (("own", "own person"), ("other", "another person"), ("source", "source")):
         if (similarity := _number(chosen.get(key))) is not None:
             facts.append(f"{what} {similarity:.2f}")
-    if (error := _number(contents.joint_errors.get(name))) is not None:
+    if (error := _joint_error(contents, name)) is not None:
         facts.append(f"joints {error:.1f} px off")
     return facts
 
@@ -372,6 +375,35 @@ def _similarities(contents: _Contents, real: Sequence[float]) -> str:
         y="share of the images",
         alt="Distances of generated and real images to the nearest training image",
     )
+
+
+def _joints(contents: _Contents) -> str:
+    """How far the joints of the kept images are from those asked for."""
+    errors = [e for name in contents.kept if (e := _joint_error(contents, name)) is not None]
+    if not errors:
+        return paragraph(
+            "Not known: estimate them with tools/extract_poses.py and give --found FILE."
+        )
+    text = f"Mean distance of the joints asked for from those found, {count(len(errors), 'image')}"
+    share = f"{statistics.median(errors):.1f} px at the median"
+    most = f"{float(np.quantile(errors, 0.9)):.1f} px or less in nine of ten"
+    return paragraph(f"{text}: {share}, {most}.")
+
+
+def _joint_error(contents: _Contents, name: str) -> float | None:
+    """Mean distance in px of the image, over the joints that are known of both."""
+    pose = str(contents.recipes.get(name, {}).get("pose", ""))
+    frame = contents.files.get(pose)
+    if name not in contents.found or pose not in contents.keypoints or frame is None:
+        return None
+    try:
+        sizes = [load_image(contents.files[n].path).shape[:2] for n in (pose, name)]
+    except (UserError, KeyError):
+        return None
+    asked = rescale(contents.keypoints[pose], *sizes)
+    distances = np.linalg.norm(asked - contents.found[name], axis=1)
+    known = distances[~np.isnan(distances)]
+    return float(known.mean()) if len(known) else None
 
 
 def _duplicates(contents: _Contents) -> str:

@@ -110,11 +110,7 @@ def prepare(request: Request) -> Work:
         keypoints = read_keypoints(request.keypoints)
         check_frame(real, keypoints, name=request.keypoints)
     frame = sizes[real[0].name]
-    bodies = {
-        record.name: rescale(keypoints[record.name], sizes[record.name], frame)
-        for record in real
-        if record.name in keypoints
-    }
+    bodies = in_one_frame(real, keypoints, sizes)
     pool = _pose_pool(request, real, keypoints, frame=frame)
     recipes = plan.make_recipes(
         real,
@@ -143,6 +139,21 @@ def prepare(request: Request) -> Work:
     if changed := to_dict(request.policy).items() - to_dict(PlanPolicy()).items():
         split["policy"] = dict(sorted(changed))
     return Work(real, recipes, pool, split, broken)
+
+
+def in_one_frame(
+    real: Sequence[Record],
+    keypoints: Mapping[str, np.ndarray],
+    sizes: Mapping[str, tuple[int, int]] | None = None,
+) -> dict[str, np.ndarray]:
+    """The joints of these images in the frame of the first; sizes: their (H, W) px, if known."""
+    if sizes is None:
+        sizes = {record.name: load_image(record.path).shape[:2] for record in real}
+    return {
+        record.name: rescale(keypoints[record.name], sizes[record.name], sizes[real[0].name])
+        for record in real
+        if record.name in keypoints
+    }
 
 
 def _readable(

@@ -25,6 +25,7 @@ from people import TINT, data_manager, planned, render_all, tint
 import pidm_reid
 from pidm_core import UserError, load_image, sha256, write_keypoints
 from pidm_reid import compat, folder, generators, pool
+from pidm_reid.config import PlanPolicy
 from pidm_reid.dataset import PIDMAugmentedDataset
 from pidm_reid.plan import Recipe
 from pidm_reid.pool import FreshLoader, Pool
@@ -112,6 +113,32 @@ def test_epochs_show_the_bytes_of_an_offline_folder(
     assert 0 < opened.swap_seconds < opened.wait_seconds
     assert opened.render_seconds > 0
     assert background or opened.render_seconds < opened.wait_seconds
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [PlanPolicy("balanced"), PlanPolicy(same_scale=1.3), PlanPolicy(source_policy="cameras")],
+)
+def test_a_policy_goes_on_as_the_same_plan_several_times_over(
+    market: Path, tmp_path: Path, policy: PlanPolicy
+) -> None:
+    options: dict[str, Any] = {"fill_to": 45, "policy": policy}
+    render_all(planned(market, **options), tmp_path / "augmented")
+    render_all(planned(market, **options, times=EPOCHS), tmp_path / "offline")
+    opened = open_pool(tmp_path / "augmented")
+    opened.start(0, background=False)
+    for epoch in range(EPOCHS):
+        opened.begin(epoch)
+        images = expected(opened, tmp_path / "offline/market1501/bounding_box_train", epoch)
+        assert len(images) == 27
+        assert shown(opened) == images
+
+
+def test_a_selection_is_refused(augmented: Path) -> None:
+    (augmented / folder.SELECTION).write_text("")
+    opened = open_pool(augmented)
+    with pytest.raises(UserError, match="holds a selection"):
+        opened.start(0, background=False)
 
 
 def test_ledger_says_what_each_slot_held_in_each_epoch(augmented: Path, offline: Path) -> None:

@@ -145,7 +145,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
                      "other": 0.25, "source": 0.75, "nearest": work.real[1].name}  # fmt: skip
             file.write(json.dumps(entry) + "\n")
     write_json(out / "selection_real.json", {"a": 0.5, "b": 0.6, "c": 0.9})
-    report.write_folder_report(out, joint_errors={names[0]: 5.25})
+    asked = work.poses.keypoints[work.recipes[0].pose]
+    found = (asked + 0.5) * 2 - 0.5 + np.array([3, 4])  # the images are twice as large
+    found[5] = np.nan  # a joint that was not found counts nothing
+    nobody = np.full((18, 2), np.nan)
+    report.write_folder_report(out, found={names[0]: found, names[1]: nobody, "other": found})
     return out, names
 
 
@@ -163,7 +167,8 @@ def test_a_folder_report_counts_in_words(made: tuple[Path, list[str]]) -> None:
     assert "1 generated image equal to a real one" in words
     assert "training image: 0.250; real to the nearest of the same person: 0.400" in words
     assert "person 2, camera 2; own person 0.60; another person 0.25; source 0.75" in words
-    assert "joints 5.2 px off" in words
+    assert words.count("joints 5.0 px off") == 1
+    assert "those found, 1 image: 5.0 px at the median, 5.0 px or less in nine of ten" in words
     assert "dropped: near copy" in words
 
 
@@ -285,7 +290,7 @@ def test_the_tool_sees_which_kind_of_folder_it_is(
     [
         ([], USAGE, "name a folder"),
         (["nowhere"], BAD_DATA, "nowhere: neither an augmented folder"),
-        (["x", "--joint-errors", "no.json"], BAD_DATA, "no.json: no such file"),
+        (["x", "--found", "no.csv"], BAD_DATA, "no.csv: no such file"),
     ],
 )
 def test_wrong_arguments(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pidm_core import BAD_DATA, DONE, UserError, parse, read_json, run
+from pidm_core import BAD_DATA, DONE, UserError, parse, read_keypoints, run
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Options:
     """Show the papers' figures in a table (default: if it is of Market-1501)."""
     keypoints: str = ""
     """Keypoint file of the real images (default: the one beside the data set)."""
-    joint_errors: str = ""
-    """JSON file, name of a generated image -> error of its joints in pixels."""
+    found: str = ""
+    """Keypoint file of an augmented folder's generated images (tools/extract_poses.py)."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,13 +36,11 @@ def main(argv: list[str] | None = None) -> int:
 
     from pidm_reid.report import is_augmented, write_folder_report, write_table_report
 
-    errors = read_json(options.joint_errors) if options.joint_errors else {}
-    if not isinstance(errors, dict):
-        raise UserError(f"{options.joint_errors}: not a JSON object of names and pixels", BAD_DATA)
+    found = read_keypoints(options.found) if options.found else {}
     for folder in map(Path, options.folders):
         if is_augmented(folder):
             keypoints = Path(options.keypoints) if options.keypoints else None
-            path = write_folder_report(folder, keypoints=keypoints, joint_errors=errors)
+            path = write_folder_report(folder, keypoints=keypoints, found=found)
         elif next(folder.glob("*/result.json"), None):
             path = write_table_report(folder, published=options.published)
         else:

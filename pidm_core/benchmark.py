@@ -60,9 +60,9 @@ def conditions(config: ModelConfig, count: int, device: torch.device) -> Conditi
     """Noise as source and image, and a pose map of as many ones as zeros."""
     random = torch.Generator().manual_seed(0)
     shape = (count, 3, *config.size)
-    x_s, y_t = (torch.randn(shape, generator=random) for _ in range(2))
-    x_p = torch.rand(count, POSE_CHANNELS, *config.size, generator=random).round()
-    t = torch.full((count,), LEVEL)
+    x_s, y_t = (torch.randn(shape, generator=random, device="cpu") for _ in range(2))
+    x_p = torch.rand(count, POSE_CHANNELS, *config.size, generator=random, device="cpu").round()
+    t = torch.full((count,), LEVEL, device="cpu")
     return Conditions(*(values.to(device) for values in (x_s, x_p, y_t, t)))
 
 
@@ -186,6 +186,29 @@ def training(config: ModelConfig, *, batch: int) -> Iterator[Row]:
 
     took = _repeated(step)
     yield Row(f"batch {batch}: ours, {_name(placement.dtype)}", took / batch, seconds / took)
+
+
+def kept_bytes(config: ModelConfig, *, recompute: bool) -> int:
+    """Activations of one image that a training step keeps for its backward pass, in fp32.
+
+    Counted on the meta device, which computes nothing.
+    """
+    with torch.device("meta"):
+        model = PIDM(config, recompute=recompute).train()
+        given = conditions(config, 1, torch.device("meta"))
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        kept[storage._cdata] = storage
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        out = model(given.y_t, given.t, given.x_p, model.encode(given.x_s))
+    del out
+    for parameter in model.parameters():
+        kept.pop(parameter.untyped_storage()._cdata, None)
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 # ---------------------------------------------------------------- clocks

@@ -63,6 +63,12 @@ def test_work_is_counted_as_by_hand() -> None:
     assert benchmark._rate(3e12, 1.5) == 2
 
 
+def test_recomputing_keeps_the_inputs_of_the_layers_alone() -> None:
+    everything, inputs = (benchmark.kept_bytes(TINY, recompute=again) for again in (False, True))
+    assert inputs < everything / 2
+    assert inputs > 4 * TINY.channels * TINY.size[0] * TINY.size[1] / TINY.patch**2
+
+
 def test_the_table_leaves_out_what_was_not_measured() -> None:
     text = benchmark.table([Row("a", 0.5), Row("b", 0.25, 2.0, 3e-6, 0.1)], "step")
     first, second = text.splitlines()[1:]

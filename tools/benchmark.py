@@ -50,7 +50,12 @@ def main(argv: list[str] | None = None) -> int:
         print(benchmark.table(rows, "step, per image"))
         steps = list(benchmark.training(config, batch=4 if large else 16))
         print(benchmark.table(steps, "training image"))
-        tables[name] = [asdict(row) for row in [*rows, *steps]]
+        kept = [benchmark.kept_bytes(config, recompute=again) for again in (False, True)]
+        print(
+            f"activations kept for an image in training: {kept[0] / 1e9:.2f} GB, "
+            f"with train.recompute {kept[1] / 1e9:.2f} GB"
+        )
+        tables[name] = {"rows": [asdict(row) for row in [*rows, *steps]], "kept bytes": kept}
     if options.json:
         machine = benchmark.hardware(placement)
         write_json(options.json, {"hardware": machine, "convolution": rates, "tables": tables})

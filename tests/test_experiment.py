@@ -176,6 +176,12 @@ def test_dry_run_counts_and_creates_nothing(table: ReidTable) -> None:
     assert not Path(table.folders).exists()
 
 
+def test_candidates_that_are_there_are_not_counted_again(table: ReidTable) -> None:
+    rows = ("PIDM-strict", "PIDM-strict-selection")
+    assert "36 images to generate" in outlook(few(table, rows=rows))[-1]  # 18, and 18 more
+    assert "36 images to generate" in outlook(few(table, rows=rows[1:]))[-1]
+
+
 def test_cells_are_in_the_order_in_which_they_need_each_other(table: ReidTable) -> None:
     todo = cells(dataclasses.replace(table, ratios=(0.2, 0.4), seeds=(0, 1)))
     assert len(todo) == 12

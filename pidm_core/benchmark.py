@@ -31,6 +31,7 @@ SMALL = ModelConfig(
 )  # fmt: skip
 """The bundled toy model's network."""
 W_P = W_S = 2.0
+GUIDANCES: tuple[Guidance, ...] = ("style", "dcf", "chain")
 LEVEL = 500  # one noise level is as fast as another
 SETTLED = 0.25  # seconds; shorter things are repeated
 
@@ -215,13 +216,13 @@ def kept_bytes(config: ModelConfig, *, recompute: bool) -> int:
 
 
 def _measured(denoise: Denoise, given: Conditions) -> tuple[Tensor, float, float]:
-    """What it returns, the seconds that takes, and TFLOP/s."""
+    """Its eps, the seconds that takes, and TFLOP/s."""
 
     def act() -> Tensor:
         return denoise(given.y_t, given.t)
 
     work, seconds = _flops(act), _repeated(act)
-    return act(), seconds, _rate(work, seconds)
+    return act()[:, :3], seconds, _rate(work, seconds)
 
 
 def _repeated(act: Callable[[], object]) -> float:
@@ -249,6 +250,56 @@ def _rate(work: float, seconds: float) -> float:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was measured of one network."""
+
+    name: str
+    steps: list[Row]  # of sampling
+    training: list[Row]
+    kept: tuple[int, int]  # kept_bytes, without and with train.recompute
+
+    def text(self) -> str:
+        """For reading."""
+        plain, again = (count / 1e9 for count in self.kept)
+        return "\n".join(
+            [
+                self.name,
+                table(self.steps, "step, per image"),
+                table(self.training, "training image"),
+                f"activations kept for an image in training: {plain:.2f} GB, "
+                f"with train.recompute {again:.2f} GB",
+            ]
+        )
+
+
+def measure(*, quick: bool, bf16: bool) -> Iterator[Report]:
+    """The bundled model's network and, unless `quick`, the paper's."""
+    networks: list[tuple[str, ModelConfig, Sequence[int], int]] = [
+        ("small (the bundled model's)", SMALL, (1, 16), 16),
+        ("paper", PAPER, (1, 4, 8), 4),
+    ]
+    for name, config, batches, trained in networks[: 1 if quick else 2]:
+        factors = ", ".join(map(str, config.texture_factors))
+        steps = [
+            row
+            for guidance in GUIDANCES
+            for row in sampling(config, guidance=guidance, batches=batches, bf16=bf16)
+        ]
+        yield Report(
+            f"{name}: {config.size[0]}x{config.size[1]}, texture blocks at factors {factors}",
+            steps,
+            list(training(config, batch=trained)),
+            (kept_bytes(config, recompute=False), kept_bytes(config, recompute=True)),
+        )
+
+
+def convolution_rates(*, bf16: bool) -> dict[str, float]:
+    """TFLOP/s by precision."""
+    dtypes = (torch.float32, torch.bfloat16)[: 1 + bf16]
+    return {_name(dtype): convolution_rate(dtype) for dtype in dtypes}
 
 
 def table(rows: Sequence[Row], unit: str) -> str:

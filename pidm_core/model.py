@@ -39,9 +39,8 @@ class PIDM(nn.Module):
         self.time = nn.Sequential(
             nn.Linear(channels, 4 * channels), nn.SiLU(), nn.Linear(4 * channels, 4 * channels)
         )
-        self.encoder = (
-            None if config.texture == "input" else TextureEncoder(config, recompute)
-        )  # H_E
+        encodes = config.texture != "input"
+        self.encoder = TextureEncoder(config, recompute) if encodes else None  # H_E
         self.denoiser = NoisePredictor(config, recompute)  # H_N
 
     def encode(self, x_s: Tensor) -> list[Tensor]:
@@ -186,12 +185,14 @@ class NoisePredictor(nn.Module):
             if style and together:
                 h, emb, *skips = divided(h, emb, *skips)
                 together = False
-            h = run(layer.leave, h, emb, style)
+            h = run(layer.leave, h, emb, *style)
             skips.append(h)
+        if together:  # only the middle sees a style
+            h, emb, *skips = divided(h, emb, *skips)
         for layer, style in islice(layers, len(self.middle)):
-            h = run(layer, h, emb, style)
+            h = run(layer, h, emb, *style)
         for layer, style in layers:
-            h = run(layer, torch.cat([h, skips.pop()], 1), emb, style)
+            h = run(layer, torch.cat([h, skips.pop()], 1), emb, *style)
         return F.pixel_shuffle(self.out(h), self.patch)
 
 
@@ -215,17 +216,17 @@ class Layer(nn.Module):
 
     def enter(self, h: Tensor, emb: Tensor) -> Tensor:
         """The block, which sees no style."""
-        h = self.block(h, emb) if isinstance(self.block, ResBlock) else self.block(h)
-        return h
+        entered: Tensor = self.block(h, emb) if isinstance(self.block, ResBlock) else self.block(h)
+        return entered
 
-    def leave(self, h: Tensor, emb: Tensor, style: Style) -> Tensor:
+    def leave(self, h: Tensor, emb: Tensor, *style: Tensor) -> Tensor:
         """What comes after the block."""
         if self.texture is not None:
             h = self.texture(h, *style)
         return h if self.upsample is None else self.upsample(h, emb)
 
-    def forward(self, h: Tensor, emb: Tensor, style: Style) -> Tensor:
-        return self.leave(self.enter(h, emb), emb, style)
+    def forward(self, h: Tensor, emb: Tensor, *style: Tensor) -> Tensor:
+        return self.leave(self.enter(h, emb), emb, *style)
 
 
 class TextureDiffusionBlock(nn.Module):

@@ -195,8 +195,9 @@ def outlook(table: ReidTable) -> list[str]:
             passes += 2 * table.selection.network.steps * student.batch_size * row.selected
             size = np.mean([record.path.stat().st_size for record in work.real])
             without = bench.folder(replace(cell, row="PIDM-strict"))  # whose images are taken over
-            known = row.selected and (without in shared or without.is_dir())
-            drawn = synthetic * (CANDIDATES - known if row.selected else 1)
+            there = len(folder.read_ledger(without / folder.MANIFEST))
+            known = synthetic if without in shared else min(synthetic, there)
+            drawn = CANDIDATES * synthetic - known if row.selected else synthetic
             images += drawn
             mebibytes += drawn * float(size) / 2**20
         lines.append(

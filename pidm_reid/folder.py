@@ -191,7 +191,8 @@ def spending(out: Path, what: str) -> Iterator[None]:
 def note_cost(out: Path, what: str, seconds: float) -> None:
     """Add seconds to those spent on a folder; shards may do so at once."""
     with (out / COST).open("a") as file:
-        file.write(json.dumps({what: round(seconds, 3)}) + "\n")
+        torn = file.tell() and _last_byte(out / COST) != b"\n"
+        file.write("\n" * bool(torn) + json.dumps({what: round(seconds, 3)}) + "\n")
 
 
 def spent(out: Path) -> dict[str, float]:

@@ -75,6 +75,11 @@ def write_table_report(table: Path, *, published: bool | None = None) -> Path:
         *(f"<h2>{escape(grid.title)}</h2>\n{page.table(grid)}" for grid in others),
         "<h2>How to make it again</h2>\n",
         f"<pre>{escape(_command(table, results, lines))}</pre>\n",
+        paragraph(
+            f"{CONFIG} holds the settings of the last call."
+            if (table / CONFIG).is_file()
+            else "with the settings below; the data set is not named in the results."
+        ),
         _json("Configuration of the first cell", results[0].get("configuration", {})),
         _json("Versions", results[0].get("versions", {})),
     ]
@@ -380,6 +385,8 @@ def _similarities(contents: _Contents, real: Sequence[float]) -> str:
 def _joints(contents: _Contents) -> str:
     """How far the joints of the kept images are from those asked for."""
     errors = [e for name in contents.kept if (e := _joint_error(contents, name)) is not None]
+    if contents.found and not errors:
+        return paragraph("None of the joints found can be compared with joints asked for.")
     if not errors:
         return paragraph(
             "Not known: estimate them with tools/extract_poses.py and give --found FILE."
@@ -392,12 +399,15 @@ def _joints(contents: _Contents) -> str:
 
 def _joint_error(contents: _Contents, name: str) -> float | None:
     """Mean distance in px of the image, over the joints that are known of both."""
-    pose = str(contents.recipes.get(name, {}).get("pose", ""))
-    frame = contents.files.get(pose)
+    recipe = contents.recipes.get(name, {})
+    pose, source = str(recipe.get("pose", "")), str(recipe.get("source", ""))
+    if pose not in contents.keypoints:
+        pose += ".jpg"  # an imported image names it without the ending
+    frame = contents.files.get(pose) or contents.files.get(source)
     if name not in contents.found or pose not in contents.keypoints or frame is None:
         return None
     try:
-        sizes = [load_image(contents.files[n].path).shape[:2] for n in (pose, name)]
+        sizes = [load_image(path).shape[:2] for path in (frame.path, contents.files[name].path)]
     except (UserError, KeyError):
         return None
     asked = rescale(contents.keypoints[pose], *sizes)

@@ -135,9 +135,12 @@ def test_the_paper_network_runs_at_the_papers_sizes(size: tuple[int, int], chann
         assert model(y_t, t, x_p, model.encode(x_s)).shape == (1, 6, *size)
 
 
+@pytest.mark.parametrize("factors", [(2,), ()])  # (): the middle alone sees a style
 @pytest.mark.parametrize("texture", VARIANTS)
-def test_blocks_of_one_pose_share_what_no_style_enters(texture: Texture) -> None:
-    config = dataclasses.replace(SMALL, texture=texture)
+def test_blocks_of_one_pose_share_what_no_style_enters(
+    texture: Texture, factors: tuple[int, ...]
+) -> None:
+    config = dataclasses.replace(SMALL, texture=texture, texture_factors=factors)
     model, (y_t, t, x_p, x_s) = randomised(config), inputs(config)
     rows: list[int] = []
     model.denoiser.down[0].block.register_forward_hook(lambda _, given, out: rows.append(len(out)))

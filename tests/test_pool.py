@@ -134,6 +134,15 @@ def test_a_policy_goes_on_as_the_same_plan_several_times_over(
         assert shown(opened) == images
 
 
+def test_comparing_poses_of_another_file_is_refused(market: Path, tmp_path: Path) -> None:
+    poses = market / "market1501/market-annotation-train.csv"
+    work = planned(market, poses=poses, policy=PlanPolicy(same_scale=1.3))
+    render_all(work, tmp_path / "augmented")
+    opened = open_pool(tmp_path / "augmented", keypoints=str(poses))
+    with pytest.raises(UserError, match="on the fly knows one file only"):
+        opened.start(0, background=False)
+
+
 def test_a_selection_is_refused(augmented: Path) -> None:
     (augmented / folder.SELECTION).write_text("")
     opened = open_pool(augmented)

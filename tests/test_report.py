@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from people import make_market, planned, render_all
+from people import make_market, planned, render_all, standing
 from test_table import THREE
 
-from pidm_core import BAD_DATA, USAGE, UserError, write_json
+from pidm_core import BAD_DATA, USAGE, UserError, write_json, write_keypoints
 from pidm_reid import coverage, folder, page, report
 from pidm_reid.synthesize import Generator
 
@@ -205,6 +205,19 @@ def test_without_selection_and_joints_a_sentence_says_so(market: Path, tmp_path:
     given = market / "market1501/market-annotation-train.csv"
     seen = Checked(report.write_folder_report(tmp_path / "made", keypoints=given))
     assert len(seen.pictures) == 3 * len(work.recipes)
+
+
+def test_joints_are_measured_for_poses_of_a_file_too(market: Path, tmp_path: Path) -> None:
+    poses = tmp_path / "poses.csv"
+    write_keypoints(poses, {"elsewhere": standing("front")})
+    work = planned(market, poses=poses)
+    render_all(work, tmp_path / "made")
+    found = {recipe.file_name: standing("front") + np.array([0, 2]) for recipe in work.recipes}
+    seen = Checked(report.write_folder_report(tmp_path / "made", keypoints=poses, found=found))
+    assert "18 images: 2.0 px at the median" in seen.words
+    unknown = {"other": standing("front")}
+    seen = Checked(report.write_folder_report(tmp_path / "made", keypoints=poses, found=unknown))
+    assert "None of the joints found can be compared" in seen.words
 
 
 def test_hostile_names_are_text_and_lead_nowhere(tmp_path: Path) -> None:

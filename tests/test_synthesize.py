@@ -429,6 +429,8 @@ def test_seconds_spent_add_up_and_a_torn_line_counts_nothing(tmp_path: Path) -> 
     assert folder.spent(tmp_path) == {}
     (tmp_path / folder.COST).write_text('{"a": 1.5}\n{"b": 2}\n{"a": 4}\n{"a": 1')
     assert folder.spent(tmp_path) == {"a": 5.5, "b": 2}
+    folder.note_cost(tmp_path, "a", 0.25)
+    assert folder.spent(tmp_path) == {"a": 5.75, "b": 2}
 
 
 def test_an_interrupted_block_is_noted(tmp_path: Path) -> None:

@@ -69,12 +69,16 @@ class FinetunePolicy:
             raise UserError(f"real_last: {self.real_last:g} is not a share below 1")
 
 
+SELECTION_RULE = 2  # goes up when the same settings choose other images
+
+
 @dataclass(frozen=True)
 class SelectionConfig:
     """Which of the generated images are kept."""
 
     unlike: float = 0.05
-    """Share of a person's real images that lie below the threshold of likeness (0-1)."""
+    """Share of a person's real images that lie below the threshold of likeness, and of all real
+    images below that of confusion with another person (0-1)."""
     copy: float = 0.99
     """Share of the real images that lie below the threshold of a copy (0-1)."""
     pose_weight: float = 0.05

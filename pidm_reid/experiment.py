@@ -35,7 +35,7 @@ from pidm_core import (
     write_json,
 )
 from pidm_reid import cameras, coverage, folder, generators, leaks, plan, retrieval
-from pidm_reid.config import ReidTable
+from pidm_reid.config import SELECTION_RULE, ReidTable
 from pidm_reid.imported import import_images
 from pidm_reid.pool import open_pool
 from pidm_reid.synthesize import (
@@ -341,7 +341,7 @@ class Bench:
             made = self.generator(cell)
             values = {"renderer": made.fingerprint, "settings": dict(made.settings)}
         if row.selected:
-            values["selection"] = to_dict(table.selection)
+            values["selection"] = {**to_dict(table.selection), "rule": SELECTION_RULE}
         return values
 
     # ------------------------------------------------------------ doing it

@@ -25,7 +25,7 @@ from pidm_core import (
     write_json,
 )
 from pidm_reid import coverage, finetune, folder, selection
-from pidm_reid.config import NetworkConfig, SelectionConfig
+from pidm_reid.config import SELECTION_RULE, NetworkConfig, SelectionConfig
 from pidm_reid.plan import Recipe, fingerprint, write_recipes
 from pidm_reid.selection import Choice
 from pidm_reid.weights import describe_weights
@@ -91,7 +91,8 @@ def choose(
 def asked_of(student: NetworkConfig, config: SelectionConfig) -> dict[str, Any]:
     """All settings that decide a selection."""
     network = {k: getattr(student, k) for k in ("height", "width", "batch_size", "precision")}
-    return {**to_dict(config), **network, "weights": describe_weights(student.weights)}
+    rule = {"rule": SELECTION_RULE}
+    return {**to_dict(config), **rule, **network, "weights": describe_weights(student.weights)}
 
 
 def select_folder(

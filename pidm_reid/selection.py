@@ -75,18 +75,20 @@ def select(
     judged = _similarities(made, pids, sources, real, real_pids)
     known = _similarities(real, real_pids, np.arange(len(real)), real, real_pids)
     unlike = _likeness(known.own, real_pids, share=config.unlike)
+    # A weak network takes real images for other people's as well: only what is worse tells.
+    confused = min(0.0, _quantile(known.own - known.other, config.unlike, default=0.0))
     copies = _quantile(known.own, config.copy, default=1.0)
     like = np.where(np.isnan(judged.own), judged.source, judged.own)
+    scores = like - judged.other
     reasons: list[Reason] = np.select(
         [
-            judged.other > like,
+            scores < confused,
             like < np.array([unlike.get(int(pid), unlike[None]) for pid in pids]),
             np.fmax(judged.source, like) > copies,
         ],
         ["another person", "unlike its person", "near copy"],
         default="",
     ).tolist()
-    scores = like - judged.other
     kept: set[int] = set()
     for pid in np.unique(pids):
         mine = np.flatnonzero(pids == pid)

@@ -62,6 +62,26 @@ def test_an_image_nearer_to_another_person_is_dropped() -> None:
     assert strange.nearest == "b100"
 
 
+def test_a_network_that_confuses_real_people_drops_only_what_is_worse() -> None:
+    """Real images are 30 degrees from the other person's, 60 from their own: margin -0.37."""
+    angles = {"a0": (1, 0), "b30": (2, 30), "a60": (1, 60), "b90": (2, 90)}
+    choices, _ = select(
+        ["as real ones are", "worse"],
+        features=np.array([at(15), at(-20)]),  # margins -0.26 and -0.47
+        sources=np.array([0, 0]),
+        poses=np.zeros((2, 1)),
+        real_names=list(angles),
+        real_features=np.array([at(degrees) for _, degrees in angles.values()]),
+        real_pids=np.array([pid for pid, _ in angles.values()]),
+        keep={1: 2},
+        config=CONFIG,
+    )
+    assert [c.score for c in choices] == pytest.approx(
+        [cosine(45) - cosine(15), cosine(80) - cosine(50)], abs=2e-4
+    )
+    assert [c.reason == "another person" for c in choices] == [False, True]
+
+
 def test_an_image_less_like_its_person_than_any_two_real_ones_is_dropped() -> None:
     near, far = judge(("a0", 59), ("a0", 61))  # a person's real images are 20 degrees apart
     assert (near.reason, far.reason) == ("", "unlike its person")

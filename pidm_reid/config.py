@@ -81,8 +81,11 @@ class SelectionConfig:
     images below that of confusion with another person (0-1)."""
     copy: float = 0.99
     """Share of the real images that lie below the threshold of a copy (0-1)."""
-    pose_weight: float = 0.05
-    """What a new pose counts beside likeness (0: nothing)."""
+    likeness_weight: float = 0.0
+    """What likeness counts among the images against which nothing speaks; the plan's order decides
+    between equal ones (0 for both: it alone, which was best on development people)."""
+    pose_weight: float = 0.0
+    """What a new pose counts there."""
     network: Stage = field(default_factory=lambda: Stage(steps=12_000))
     """The training of each of the two networks that judge, one by the people of the other."""
 

@@ -58,6 +58,7 @@ def choose(
     for number, (half, others) in enumerate((halves, halves[::-1])):
         known = [record for record in real if record.pid in half]
         made = [recipe for recipe in recipes if pids[recipe.source] in half]
+        made.sort(key=lambda recipe: (recipe.replica, recipe.file_name))  # the plan's order
         if not made:
             continue
         place = {record.name: k for k, record in enumerate(known)}

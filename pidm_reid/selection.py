@@ -63,9 +63,10 @@ def select(
 
     The choices, and of each real image the similarity to the nearest other one of its person.
 
-    First those against which nothing speaks, the best of them first, where every further image
-    is favoured for a pose unlike the poses already kept; then, if these are too few, the rest by
-    score. Raises UserError (BAD_DATA) for features that are not finite or all alike.
+    First those against which nothing speaks, by likeness and by how unlike their pose is to the
+    poses already kept, as the weights say, and of equal ones the earlier; then, if these are too
+    few, the rest by score.
+    Raises UserError (BAD_DATA) for features that are not finite or all alike.
     """
     real_pids, sources = np.asarray(real_pids), np.asarray(sources)
     retrieval.check_features(features, "generated images")
@@ -92,7 +93,7 @@ def select(
     kept: set[int] = set()
     for pid in np.unique(pids):
         mine = np.flatnonzero(pids == pid)
-        kept |= set(_best(mine, scores, poses, reasons, keep.get(int(pid), 0), config.pose_weight))
+        kept |= set(_best(mine, scores, poses, reasons, keep.get(int(pid), 0), config))
     choices = [
         Choice(
             file_name=name,
@@ -111,7 +112,12 @@ def select(
 
 
 def _best(
-    mine: Ints, scores: Floats, poses: Floats, reasons: Sequence[Reason], count: int, weight: float
+    mine: Ints,
+    scores: Floats,
+    poses: Floats,
+    reasons: Sequence[Reason],
+    count: int,
+    config: SelectionConfig,
 ) -> list[int]:
     """`count` of one person's images, chosen one after the other."""
     good = [int(k) for k in mine if not reasons[k]]
@@ -122,7 +128,10 @@ def _best(
             min((float(np.linalg.norm(poses[k] - poses[c])) for c in chosen), default=0.0)
             for k in good
         ]
-        values = [scores[k] + weight * new for k, new in zip(good, novelty, strict=True)]
+        values = [
+            config.likeness_weight * scores[k] + config.pose_weight * new
+            for k, new in zip(good, novelty, strict=True)
+        ]
         chosen.append(good.pop(int(np.argmax(values))))
     return chosen + bad[: count - len(chosen)]
 

@@ -14,7 +14,7 @@ from pidm_reid.selection import Choice, folds, select
 # Real images of person 1 at 0, 20 and 40 degrees, of person 2 at 100 and 105, of person 3 at 180.
 REAL = {"a0": (1, 0), "a20": (1, 20), "a40": (1, 40), "b100": (2, 100), "b105": (2, 105),
         "c180": (3, 180)}  # fmt: skip
-CONFIG = SelectionConfig(unlike=0.0, copy=1.0, pose_weight=0.0)
+CONFIG = SelectionConfig(unlike=0.0, copy=1.0, likeness_weight=1.0)
 
 
 def cosine(degrees: float) -> float:
@@ -115,9 +115,18 @@ def test_a_new_pose_counts_beside_likeness() -> None:
     poses = [[0.0], [0.0], [4.0]]
     by_likeness = judge(*made, keep={1: 2}, poses=poses)
     assert [c.kept for c in by_likeness] == [True, True, False]
-    config = SelectionConfig(unlike=0.0, copy=1.0, pose_weight=0.1)
+    config = SelectionConfig(unlike=0.0, copy=1.0, likeness_weight=1.0, pose_weight=0.1)
     by_pose = judge(*made, keep={1: 2}, poses=poses, config=config)
     assert [c.kept for c in by_pose] == [False, True, True]  # the best first, then the new pose
+
+
+def test_without_weights_the_first_good_ones_are_kept() -> None:
+    made = [("a0", 47.0), ("a0", 75.0), ("a0", 29.0), ("a0", 30.0)]  # the second is dropped
+    config = SelectionConfig(unlike=0.0, copy=1.0)
+    kept = [
+        c.kept for c in judge(*made, keep={1: 2}, poses=[[0.0], [9.0], [0.0], [4.0]], config=config)
+    ]
+    assert kept == [True, False, True, False]
 
 
 def test_real_images_are_compared_with_each_other() -> None:

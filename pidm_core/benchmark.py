@@ -263,14 +263,14 @@ class Report:
 
     def text(self) -> str:
         """For reading."""
-        plain, again = (count / 1e9 for count in self.kept)
+        plain, again = (count / 1e6 for count in self.kept)
         return "\n".join(
             [
                 self.name,
                 table(self.steps, "step, per image"),
                 table(self.training, "training image"),
-                f"activations kept for an image in training: {plain:.2f} GB, "
-                f"with train.recompute {again:.2f} GB",
+                f"activations kept for an image in training: {plain:,.1f} MB, "
+                f"with train.recompute {again:,.1f} MB",
             ]
         )
 

@@ -17,19 +17,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pidm_core.config import DiffusionConfig, Guidance, ModelConfig, PIDMConfig, TrainConfig
+from pidm_core.config import (
+    ASSETS,
+    DiffusionConfig,
+    Guidance,
+    ModelConfig,
+    PIDMConfig,
+    TrainConfig,
+    load_config,
+)
 from pidm_core.diffusion import Denoise, Diffusion, guidance_terms, guided
 from pidm_core.hardware import Placement, place
 from pidm_core.model import PIDM, POSE_CHANNELS
 from pidm_core.state import State
 from pidm_core.train import HybridLoss
 
-PAPER = ModelConfig()
-SMALL = ModelConfig(
-    size=(64, 32), patch=4, channels=96, channel_mults=(1, 1, 1), blocks_per_level=1,
-    texture_factors=(4, 8, 16), dropout=0.0, positions=True,
-)  # fmt: skip
-"""The bundled toy model's network."""
+BUNDLED = ASSETS / "toy_market" / "config.yaml"
 W_P = W_S = 2.0
 GUIDANCES: tuple[Guidance, ...] = ("style", "dcf", "chain")
 LEVEL = 500  # one noise level is as fast as another
@@ -278,8 +281,8 @@ class Report:
 def measure(*, quick: bool, bf16: bool) -> Iterator[Report]:
     """The bundled model's network and, unless `quick`, the paper's."""
     networks: list[tuple[str, ModelConfig, Sequence[int], int]] = [
-        ("small (the bundled model's)", SMALL, (1, 16), 16),
-        ("paper", PAPER, (1, 4, 8), 4),
+        ("small (the bundled model's)", load_config(PIDMConfig, BUNDLED).model, (1, 16), 16),
+        ("paper", ModelConfig(), (1, 4, 8), 4),
     ]
     for name, config, batches, trained in networks[: 1 if quick else 2]:
         factors = ", ".join(map(str, config.texture_factors))

@@ -69,16 +69,15 @@ class FinetunePolicy:
             raise UserError(f"real_last: {self.real_last:g} is not a share below 1")
 
 
-SELECTION_RULE = 2  # goes up when the same settings choose other images
+SELECTION_RULE = 3  # goes up when the same settings choose other images
 
 
 @dataclass(frozen=True)
 class SelectionConfig:
     """Which of the generated images are kept."""
 
-    unlike: float = 0.05
-    """Share of a person's real images that lie below the threshold of likeness, and of all real
-    images below that of confusion with another person (0-1)."""
+    confused: float = 0.05
+    """Share of the real images that lie below the threshold of confusion with another (0-1)."""
     copy: float = 0.99
     """Share of the real images that lie below the threshold of a copy (0-1)."""
     likeness_weight: float = 0.0
@@ -90,7 +89,7 @@ class SelectionConfig:
     """The training of each of the two networks that judge, one by the people of the other."""
 
     def __post_init__(self) -> None:
-        for name in ("unlike", "copy"):
+        for name in ("confused", "copy"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"selection.{name}: {getattr(self, name):g} is not between 0 and 1")
 

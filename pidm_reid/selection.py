@@ -22,7 +22,7 @@ from pidm_reid.config import SelectionConfig
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]
-Reason = Literal["", "another person", "unlike its person", "near copy", "surplus"]
+Reason = Literal["", "another person", "near copy", "surplus"]
 
 
 @dataclass(frozen=True)
@@ -75,19 +75,17 @@ def select(
     pids = real_pids[sources]
     judged = _similarities(made, pids, sources, real, real_pids)
     known = _similarities(real, real_pids, np.arange(len(real)), real, real_pids)
-    unlike = _likeness(known.own, real_pids, share=config.unlike)
     # A weak network takes real images for other people's as well: only what is worse tells.
-    confused = min(0.0, _quantile(known.own - known.other, config.unlike, default=0.0))
+    confused = min(0.0, _quantile(known.own - known.other, config.confused, default=0.0))
     copies = _quantile(known.own, config.copy, default=1.0)
     like = np.where(np.isnan(judged.own), judged.source, judged.own)
     scores = like - judged.other
     reasons: list[Reason] = np.select(
         [
             scores < confused,
-            like < np.array([unlike.get(int(pid), unlike[None]) for pid in pids]),
             np.fmax(judged.source, like) > copies,
         ],
-        ["another person", "unlike its person", "near copy"],
+        ["another person", "near copy"],
         default="",
     ).tolist()
     kept: set[int] = set()
@@ -172,15 +170,6 @@ def _similarities(
             if own[k] >= other[k]:
                 nearest[k] = mates[int(values.argmax())]
     return _Similarities(own, other, np.einsum("cd,cd->c", images, real[sources]), nearest)
-
-
-def _likeness(own: Floats, pids: Ints, *, share: float) -> dict[int | None, float]:
-    """Similarity below which an image is unlike its person; None: for people of one image."""
-    thresholds: dict[int | None, float] = {None: _quantile(own, share, default=-1.0)}
-    for pid in np.unique(pids):
-        if not np.isnan(mine := own[pids == pid]).any():
-            thresholds[int(pid)] = float(np.quantile(mine, share))
-    return thresholds
 
 
 def _quantile(values: Floats, share: float, *, default: float) -> float:

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     kept = [choice for choice in choices if choice.kept]
     print(f"{out}: {len(kept):,} of {len(choices):,} generated images kept; of all of them")
-    for reason in ("another person", "unlike its person", "near copy"):
+    for reason in ("another person", "near copy"):
         number = sum(choice.reason == reason for choice in choices)
         doubtful = sum(choice.reason == reason for choice in kept)
         print(f"  {number:6,} {reason} ({doubtful:,} kept for want of better ones)")

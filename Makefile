@@ -1,16 +1,18 @@
 # make setup   the environment in .venv          make test    all tests
 # make demo    the whole way on drawn people     make check   style, types
 # make slow    the tests that take minutes or much memory
+# make test-faults   N kills, full disks, bad inputs of each kind, and a table
 # make bundled trains the bundled model again (docs/results.md says how the present one was made)
 # SCRATCH=1 demo: PIDM from nothing.  PY=python3 SETUP=0: an interpreter as it is.
 SETUP ?= 1
 PY ?= .venv/bin/python
 SCRATCH ?= 0
+N ?= 20
 
 # Without bytecode files every tool would compile torch's Python again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test slow check bundled
+.PHONY: setup demo test test-faults slow check bundled
 ifeq ($(SETUP),1)
 READY = .venv/ready
 endif
@@ -44,6 +46,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(PY) -m pytest
+
+test-faults: $(READY)
+	PYTHONPATH=tests $(PY) -m faults $(N)
 
 slow: $(READY)
 	$(PY) -m pytest -m slow

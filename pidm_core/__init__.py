@@ -18,6 +18,9 @@ if TYPE_CHECKING:
         Sampling as Sampling,
     )
     from pidm_core.config import (
+        from_dict as from_dict,
+    )
+    from pidm_core.config import (
         load_config as load_config,
     )
     from pidm_core.config import (
@@ -195,6 +198,7 @@ _HOME = {
     "save_config": "config",
     "sha256": "files",
     "skeleton": "pose",
+    "from_dict": "config",
     "to_dict": "config",
     "toy_market": "",
     "track": "progress",

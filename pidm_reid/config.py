@@ -135,6 +135,9 @@ class ReidTable:
     """Configuration file by which PIDM-strict trains a generator on each D_tr alone."""
     row: tuple[str, ...] = ()
     """Further rows, NAME=FOLDER: images that another generator made."""
+    variants: dict[str, str] = field(default_factory=dict)
+    """Further rows, each PIDM-strict with one setting of this table changed, as
+    NAME=policy.half_real=true; with another `run` each is PIDM-paper."""
     ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
     """Shares of the real training images kept."""
     seeds: tuple[int, ...] = (0,)

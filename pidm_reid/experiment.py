@@ -25,6 +25,7 @@ from pidm_core import (
     Record,
     UserError,
     find_keypoints,
+    from_dict,
     is_drawn,
     read_json,
     read_keypoints,
@@ -71,6 +72,7 @@ class Row:
     erasing: bool = False  # random erasing while it is fine-tuned
     fresh: bool = False  # on the fly: other images in every epoch
     images: str = ""  # folder of another generator's images
+    change: str = ""  # one setting of the table that is another, such as policy.real_last=0.2
 
 
 ROWS: Mapping[str, Row] = {
@@ -100,7 +102,29 @@ def rows(table: ReidTable) -> dict[str, Row]:
         if not Path(images).is_dir():
             raise UserError(f"row {name}: {images}: no such folder")
         found[name] = Row("augmented", "images", images=images)
+    for name, change in table.variants.items():
+        if name in found or name in ROWS or not name.replace("-", "").isalnum():
+            raise UserError(f"variants: '{name}' is no name of its own, such as PIDM-strict-half")
+        changed(table, change)
+        of = "PIDM-paper" if change.startswith("run=") else "PIDM-strict"
+        found[name] = replace(ROWS[of], change=change)
     return found
+
+
+def changed(table: ReidTable, change: str) -> ReidTable:
+    """The table with one setting changed, `section.key=value`; UserError for an unknown one."""
+    path, sign, value = change.partition("=")
+    *sections, key = path.split(".")
+    tree = to_dict(table)
+    place: Any = tree
+    for section in sections:
+        place = place.get(section) if isinstance(place, dict) else None
+    if not (sign and isinstance(place, dict) and key in place):
+        raise UserError(
+            f"variants: '{change}' is not a setting and its value, such as policy.half_real=true"
+        )
+    place[key] = value
+    return from_dict(ReidTable, tree)
 
 
 @dataclass(frozen=True)
@@ -139,7 +163,7 @@ def cells(table: ReidTable) -> list[Cell]:
 def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
     """Do all cells; yields each with the content of its result.json and whether it is new."""
     bench = Bench(table)
-    todo = {cell: bench.configuration(cell) for cell in cells(table)}
+    todo = {cell: bench.of(cell).configuration(cell) for cell in cells(table)}
     for cell, configuration in todo.items():
         if (path := cell.path(table)).is_file():
             _refuse_changes(path, read_json(path)["configuration"], configuration)
@@ -150,7 +174,7 @@ def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
             yield cell, read_json(path), False
             continue
         bench.guard()
-        write_json(path, bench.run(cell, configuration))
+        write_json(path, bench.of(cell).run(cell, configuration))
         yield cell, read_json(path), True
 
 
@@ -163,6 +187,7 @@ def draw_sheet(table: ReidTable) -> Path | None:
     cell = next(pidm, None)
     if cell is None:
         return None
+    bench = bench.of(cell)
     truth = bench.folder(replace(cell, row="oracle")) / folder.BASE / folder.TRAIN
     path = Path(table.results) / table.name / "sheet.png"
     write_sheet(
@@ -179,10 +204,11 @@ def outlook(table: ReidTable) -> list[str]:
     """What `run_table` would do, one line per cell, and what it would cost."""
     from pidm_reid import finetune
 
-    bench, student = Bench(table), table.student
+    benches, student = Bench(table), table.student
     lines, passes, images, mebibytes = [], 0, 0, 0.0
     shared: set[Path] = set()  # what several cells use is made once
     for cell in cells(table):
+        bench = benches.of(cell)
         work, row = bench.work(cell), bench.rows[cell.row]
         stage = student.standard if row.train == "real" else student.finetune
         done = cell.path(table).is_file()
@@ -232,6 +258,15 @@ class Bench:
         self.work = functools.cache(self._work)
         self.paper = functools.cache(self._paper)
         self.init = functools.cache(self._init)
+        self.changed = functools.cache(self._changed)
+
+    def of(self, cell: Cell) -> Bench:
+        """The bench of a cell: this one, or that of the changed setting of its row."""
+        change = self.rows[cell.row].change
+        return self.changed(change) if change else self
+
+    def _changed(self, change: str) -> Bench:
+        return Bench(changed(self.table, change))
 
     @functools.cached_property
     def contents(self) -> leaks.Contents:
@@ -414,7 +449,8 @@ class Bench:
 
     def strict_run(self, cell: Cell) -> Path:
         """Its run folder; deeper than other runs, so that no tool takes it for the newest."""
-        name = f"{self.table.name}{100 * cell.ratio:g}_seed{cell.seed}"
+        own = f"_{cell.row}" if self.rows[cell.row].change.startswith("strict=") else ""
+        name = f"{self.table.name}{own}{100 * cell.ratio:g}_seed{cell.seed}"
         return Path(self.table.runs) / "strict" / name
 
     def _init(self, model: str) -> str:
@@ -435,6 +471,8 @@ class Bench:
             "strict": f"{table.name}_strict" + "_candidates" * row.selected,
             "images": f"row_{cell.row}",
         }.get(row.source, row.source)
+        if row.change and not row.change.startswith("policy."):  # by which nothing else is drawn
+            kind = f"{table.name}_{cell.row}"
         return Path(table.folders) / folder_name(
             table.data, kind=kind, ratio=cell.ratio, seed=cell.seed
         )

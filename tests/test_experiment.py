@@ -335,6 +335,40 @@ def test_policies_reach_the_fine_tuning(table: ReidTable, monkeypatch: pytest.Mo
     assert results[PAPER]["configuration"]["finetune"]["real_last"] == 0.4
 
 
+def test_a_variant_is_the_strict_row_with_one_setting_changed(table: ReidTable) -> None:
+    table = few(
+        table,
+        rows=(SAME_STEPS, "PIDM-strict"),
+        variants={"PIDM-strict-last": "policy.real_last=0.4", "PIDM-strict-few": "per_image=1"},
+    )
+    table = dataclasses.replace(table, ratios=(0.25,))
+    results = done(table)
+    assert list(results) == [SAME_STEPS, "PIDM-strict", "PIDM-strict-last", "PIDM-strict-few"]
+    base, last, less = list(results.values())[1:]
+    assert [r["configuration"]["finetune"]["real_last"] for r in (base, last, less)] == [0, 0.4, 0]
+    assert [r["images"]["synthetic"] for r in (base, last, less)] == [27, 27, 9]
+    bench = Bench(table)
+    images = [bench.of(c).folder(c).name for c in cells(table)[1:]]
+    assert images[0] == images[1] != images[2]  # the same images, unless others are planned
+    assert len({bench.of(c).strict_run(c) for c in cells(table)[1:]}) == 1
+    other = Bench(dataclasses.replace(table, variants={"PIDM-student": "run=runs/student"}))
+    student = Cell("PIDM-student", 0.25, 0)
+    assert other.of(student).paper_run == "runs/student"
+    assert other.rows["PIDM-student"].source == "paper"
+    assert "27 synthetic" in outlook(dataclasses.replace(table, name="new"))[2]
+    assert "9 synthetic" in outlook(dataclasses.replace(table, name="new"))[3]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("PIDM-strict", "per_image=1"), ("a b", "per_image=1"), ("a", "per_imag=1"), ("a", "seeds"),
+     ("a", "policy.real_last=2"), ("a", "plan.policy.x=2"), ("a", "plan=")],
+)  # fmt: skip
+def test_wrong_variants_are_refused(table: ReidTable, name: str, change: str) -> None:
+    with pytest.raises(UserError):
+        cells(dataclasses.replace(table, variants={name: change}))
+
+
 def test_figures_by_camera_orientation_and_re_ranking_are_there(table: ReidTable) -> None:
     home = Path(table.data) / "market1501"
     (result,) = done(dataclasses.replace(table, rows=("Standard",), rerank=True)).values()

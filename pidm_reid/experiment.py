@@ -610,6 +610,7 @@ class Bench:
             else cell.row,
             "ratio": cell.ratio,
             "seed": cell.seed,
+            **({"change": change} if (change := self.rows[cell.row].change) else {}),
             **_figures(ranking),
             "generator_saw": made.saw,
             "images": {

@@ -154,7 +154,24 @@ class Series:
 
 def line_plot(series: Sequence[Series], *, x: str, y: str, alt: str) -> str:
     """Lines with error bars as inline SVG, and their legend."""
+    drawn = _svg(_lines(series, x, y), alt)
+    return drawn + _legend([(one.label, one.style, one.dashed) for one in series])
 
+
+def plot_file(series: Sequence[Series], *, x: str, y: str) -> bytes:
+    """The same lines as a PNG file on white, with their legend in it."""
+    from matplotlib.figure import Figure
+
+    buffer = io.BytesIO()
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    _lines(series, x, y)(axes)
+    figure.legend(loc="outside right upper", frameon=False)
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _lines(series: Sequence[Series], x: str, y: str) -> Callable[[Axes], None]:
     def draw(axes: Axes) -> None:
         for k, one in enumerate(series):
             colour, marker = _look(one.style)
@@ -169,6 +186,7 @@ def line_plot(series: Sequence[Series], *, x: str, y: str, alt: str) -> str:
                 linewidth=1.2,
                 linestyle="--" if one.dashed else "-",
                 capsize=2,
+                label=one.label,
             )
         places = sorted({value for one in series for value in one.x})
         axes.set_xticks(places)
@@ -176,7 +194,7 @@ def line_plot(series: Sequence[Series], *, x: str, y: str, alt: str) -> str:
         axes.set_xlabel(x)
         axes.set_ylabel(y)
 
-    return _svg(draw, alt) + _legend([(one.label, one.style, one.dashed) for one in series])
+    return draw
 
 
 def histogram(values: Mapping[str, Sequence[float]], *, x: str, y: str, alt: str) -> str:

@@ -37,15 +37,18 @@ from pidm_reid import cameras, coverage, folder, page
 from pidm_reid.page import Series, escape, paragraph
 from pidm_reid.table import (
     CONFIG,
+    TABLE_FILES,
     Grid,
     Line,
     grids,
     is_market1501,
     read_results,
     summarise,
+    write_table,
 )
 
 REPORT = "report.html"
+AXES = {"x": "real images, %", "y": "mAP, %"}
 SHOWN_KEPT, SHOWN_DROPPED, SHOWN_DUPLICATES = 24, 12, 10
 GAIN_NOTE = (
     "± is the standard deviation over seeds. Gain: mAP over Standard-same-steps with the same "
@@ -69,7 +72,7 @@ def write_table_report(table: Path, *, published: bool | None = None) -> Path:
     lines = summarise(results, published=shown)
     figures, *others = grids(lines)
     body = [
-        _plot(lines),
+        page.line_plot(_series(lines), **AXES, alt="mAP of every row by the share of real images"),
         page.table(figures),
         f'<p class="soft">{escape(GAIN_NOTE)}</p>\n',
         *(f"<h2>{escape(grid.title)}</h2>\n{page.table(grid)}" for grid in others),
@@ -88,7 +91,21 @@ def write_table_report(table: Path, *, published: bool | None = None) -> Path:
     return path
 
 
-def _plot(lines: Sequence[Line]) -> str:
+def publish(table: Path, home: Path, *, published: bool | None = None) -> Path:
+    """Copy a table to home/NAME, with a plot of it if it has several ratios; returns that folder.
+
+    Raises UserError (BAD_DATA) without a result.json.
+    """
+    lines = write_table(table, published=published)
+    out = home / table.resolve().name
+    for name in TABLE_FILES:
+        write_bytes(out / name, (table / name).read_bytes())
+    if len({line.ratio for line in lines}) > 1:
+        write_bytes(out / "plot.png", page.plot_file(_series(lines), **AXES))
+    return out
+
+
+def _series(lines: Sequence[Line]) -> list[Series]:
     styles: dict[str, int] = {}
     for line in lines:
         styles.setdefault(line.name, len(styles))
@@ -109,14 +126,13 @@ def _plot(lines: Sequence[Line]) -> str:
         if known:
             x, y = [100 * ratio for ratio, _ in known], [figure for _, figure in known]
             series.append(Series(f"{name}, published", x, y, dashed=True, style=style))
-    return page.line_plot(
-        series, x="real images, %", y="mAP, %", alt="mAP of every row by the share of real images"
-    )
+    return series
 
 
 def _command(table: Path, results: Sequence[Mapping[str, Any]], lines: Sequence[Line]) -> str:
     """The command that made the table, as far as its results tell."""
     foreign = {result["row"] for result in results if "images" in result.get("configuration", {})}
+    variants = {result["row"]: result["change"] for result in results if "change" in result}
     rows = list(dict.fromkeys(line.name for line in lines if line.mean))
     seeds = sorted({seed for line in lines for seed in line.seeds})
     parts = ["python", "tools/reproduce_table.py", "reid"]
@@ -124,9 +140,11 @@ def _command(table: Path, results: Sequence[Mapping[str, Any]], lines: Sequence[
         parts += ["--config", str(table / CONFIG)]
     else:
         parts += ["--name", table.resolve().name]
-    parts += ["--rows", ",".join(row for row in rows if row not in foreign)]
+    parts += ["--rows", ",".join(row for row in rows if row not in {*foreign, *variants})]
     parts += ["--ratios", ",".join(f"{r:g}" for r in sorted({line.ratio for line in lines}))]
     parts += ["--seeds", ",".join(map(str, seeds))]
+    if variants:
+        parts += ["--variants", ",".join(f"{row}={change}" for row, change in variants.items())]
     for row in rows:
         if row in foreign:
             parts += ["--row", f"{row}=DIR"]

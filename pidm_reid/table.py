@@ -23,6 +23,7 @@ from pidm_core import BAD_DATA, UserError, read_json, write_bytes, write_json
 
 REFERENCE, ERASING = "Standard-same-steps", "-erasing"
 RESAMPLES = 2000
+TABLE_FILES = ("table.json", "table.md", "table.csv")
 CONFIG = "config.yaml"  # in a table's folder: the settings of the last call
 FIGURES = ("mAP", "rank-1", "rank-5", "rank-10", "mINP")
 MARKET_IMAGES = 12_936  # training images of Market-1501
@@ -308,6 +309,19 @@ def read_table(folder: Path, *, published: bool | None = None) -> list[Line]:
     results = read_results(folder)
     shown = is_market1501(results) if published is None else published
     return summarise(results, published=shown)
+
+
+def load_lines(path: Path) -> list[Line]:
+    """The lines that a table.json holds."""
+
+    def line(values: dict[str, Any]) -> Line:
+        for key in ("seeds", "interval", "people_interval"):
+            values[key] = None if values[key] is None else tuple(values[key])
+        for key in ("by_camera", "by_orientation"):
+            values[key] = {group: tuple(pair) for group, pair in values[key].items()}
+        return Line(**values)
+
+    return [line(values) for values in read_json(path)]
 
 
 class Strong(str):

@@ -15,9 +15,10 @@ import pytest
 from people import make_market, planned, render_all, standing
 from test_table import THREE
 
-from pidm_core import BAD_DATA, USAGE, UserError, write_json, write_keypoints
+from pidm_core import BAD_DATA, USAGE, UserError, load_image, write_json, write_keypoints
 from pidm_reid import coverage, folder, page, report
 from pidm_reid.synthesize import Generator
+from pidm_reid.table import load_lines, markdown
 
 VOID = {"meta", "link", "img", "br"}
 HOSTILE = '"><img src=x onerror=alert(1)>&$x_1$'
@@ -100,6 +101,28 @@ def test_rows_of_folders_of_images_are_named_in_the_command(tmp_path: Path) -> N
     write_json(tmp_path / "config.yaml", {})
     words = Checked(report.write_table_report(tmp_path)).words
     assert f"reid --config {tmp_path}/config.yaml --rows PIDM" in words
+
+
+def test_variants_are_named_in_the_command(tmp_path: Path) -> None:
+    write_json(tmp_path / "a/result.json", THREE[0])
+    variant = {**THREE[0], "row": "PIDM-strict-last", "change": "policy.real_last=0.2"}
+    write_json(tmp_path / "b/result.json", variant)
+    words = Checked(report.write_table_report(tmp_path)).words
+    assert "--rows PIDM --ratios" in words
+    assert "--variants PIDM-strict-last=policy.real_last=0.2" in words
+
+
+def test_a_published_table_is_a_copy_with_a_plot_of_several_ratios(tmp_path: Path) -> None:
+    table = write_cells(tmp_path / "reid_try")
+    out = report.publish(table, tmp_path / "docs")
+    assert out == tmp_path / "docs/reid_try"
+    assert {p.name for p in out.iterdir()} == {"table.json", "table.md", "table.csv"}
+    assert (out / "table.md").read_bytes() == (table / "table.md").read_bytes()
+    write_json(table / "more/result.json", {**THREE[0], "ratio": 0.2})
+    report.publish(table, tmp_path / "docs")
+    assert load_image(out / "plot.png").std() > 10
+    lines = load_lines(out / "table.json")
+    assert markdown(lines) == (out / "table.md").read_text()
 
 
 def test_what_a_result_says_is_only_text(tmp_path: Path) -> None:

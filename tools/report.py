@@ -21,6 +21,8 @@ class Options:
     """Show the papers' figures in a table (default: if it is of Market-1501)."""
     keypoints: str = ""
     """Keypoint file of the real images (default: the one beside the data set)."""
+    publish: str = ""
+    """Folder to which the figures of tables are copied as well, such as docs/results."""
     found: str = ""
     """Keypoint file of an augmented folder's generated images (tools/extract_poses.py)."""
 
@@ -34,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     if not options.folders:
         raise UserError(f"name a folder (example: {example})")
 
-    from pidm_reid.report import is_augmented, write_folder_report, write_table_report
+    from pidm_reid.report import is_augmented, publish, write_folder_report, write_table_report
 
     found = read_keypoints(options.found) if options.found else {}
     for folder in map(Path, options.folders):
@@ -43,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
             path = write_folder_report(folder, keypoints=keypoints, found=found)
         elif next(folder.glob("*/result.json"), None):
             path = write_table_report(folder, published=options.published)
+            if options.publish:
+                print(f"-> {publish(folder, Path(options.publish), published=options.published)}")
         else:
             raise UserError(
                 f"{folder}: neither an augmented folder (split.json) nor that of a table "

@@ -13,11 +13,12 @@ import itertools
 import logging
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from pidm_core import ENVIRONMENT, UserError
+from pidm_core import BAD_DATA, ENVIRONMENT, UserError
 
 log = logging.getLogger(__name__)
 _numbers = itertools.count()
@@ -43,7 +44,40 @@ def torchreid() -> Any:
         if name.startswith("torchreid.reid."):
             sys.modules.setdefault(name.replace(".reid.", ".", 1), module)
     _allow_its_checkpoints()
+    samplers = sys.modules["torchreid.data.sampler"]
+    _explain(samplers.RandomDomainSampler, column=2, what="camera")
+    _explain(samplers.RandomDatasetSampler, column=3, what="data set")
     return torchreid
+
+
+def _explain(sampler: type[Any], *, column: int, what: str) -> None:
+    """Say what lacks where torchreid ends in a bare assertion or ValueError.
+
+    sampler: takes equally many images of several groups, which a column of the training tuples
+    numbers from 0.
+    """
+    original = sampler.__init__
+
+    def __init__(self: Any, data_source: Any, batch_size: int, number: int | None) -> None:
+        counts = Counter(item[column] for item in data_source)
+        groups = number if number and number > 0 else len(counts)
+        each, over = divmod(batch_size, groups)
+        fewest = min(counts, key=lambda group: (counts[group], group))
+        if groups > len(counts):
+            why = f"a batch of {groups} {what}s is asked for, the training set has {len(counts)}"
+        elif over or not each:
+            why = f"a batch of {batch_size} is not shared evenly by {groups}; take a multiple of it"
+        elif counts[fewest] < each:
+            why = (
+                f"{what} {fewest + 1} has {counts[fewest]} training images and a batch takes "
+                f"{each} of each; take a smaller batch, or another sampler"
+            )
+        else:
+            original(self, data_source, batch_size, number)
+            return
+        raise UserError(f"{sampler.__name__}: {why}", BAD_DATA)
+
+    sampler.__init__ = __init__
 
 
 def _allow_its_checkpoints() -> None:

@@ -229,3 +229,23 @@ def test_everything_here_holds_for_the_upstream_repository() -> None:
     ]
     assert source in ran[0].stdout
     assert ran[1].returncode == 0, ran[1].stdout[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("cameras", "batch", "number", "message"),
+    [
+        ([0, 0, 0, 1], 4, 2, "camera 2 has 1 training images and a batch takes 2 of each"),
+        ([0, 0, 1, 1], 3, 2, "a batch of 3 is not shared evenly by 2"),
+        ([0, 0, 1, 1], 1, 2, "a batch of 1 is not shared evenly by 2"),
+        ([0, 0, 1, 1], 6, 3, "a batch of 3 cameras is asked for, the training set has 2"),
+        ([0, 0, 0, 1], 4, -1, "camera 2 has 1 training images"),  # all of them
+    ],
+)
+def test_a_camera_with_too_few_images_is_named(
+    cameras: list[int], batch: int, number: int, message: str
+) -> None:
+    items = [(f"{k}.jpg", 0, camera, 0) for k, camera in enumerate(cameras)]
+    sampler = sys.modules["torchreid.data.sampler"].RandomDomainSampler
+    with pytest.raises(UserError, match=f"RandomDomainSampler: {message}"):
+        sampler(items, batch, number)
+    assert sorted(sampler([*items, *items], 4, 2)) != []

@@ -1,5 +1,6 @@
 # make setup   the environment in .venv          make test    all tests
 # make demo    the whole way on drawn people     make check   style, types
+# make results the tables of docs/results.md on drawn people; results-quick: a slice in 20 minutes
 # make slow    the tests that take minutes or much memory
 # make test-faults   N kills, full disks, bad inputs of each kind, and a table
 # make bundled trains the bundled model again (docs/results.md says how the present one was made)
@@ -12,7 +13,7 @@ N ?= 20
 # Without bytecode files every tool would compile torch's Python again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-faults slow check bundled
+.PHONY: setup generator demo results results-quick test test-faults slow check bundled
 ifeq ($(SETUP),1)
 READY = .venv/ready
 endif
@@ -38,11 +39,32 @@ FOLDERS = data
 TRAIN = --train.init toy_market --train.steps 150 --train.lr 3e-4 --train.cosine --train.ema-decay 0.95
 endif
 
-demo: $(READY)
+generator: $(READY)
 	$(PY) tools/make_toy_market.py --preset demo --out data/toy_market
 	$(PY) tools/train_pidm.py --config configs/toy_market.yaml --data data/toy_market --out $(RUN) --train.warmup-steps 20 $(TRAIN)
+
+demo: generator
 	$(PY) tools/synthesize.py --ratio 0.4 --run $(RUN) --out $(FOLDERS)/toy_market_pidm40
 	$(PY) tools/reproduce_table.py reid --config configs/demo.yaml --run $(RUN) --name $(NAME) --folders $(FOLDERS)
+
+REID = $(PY) tools/reproduce_table.py reid --config configs/reid_toy.yaml
+
+# Rows of one changed setting: what the plan chooses, how many images, how they are trained on,
+# and a strict generator that began with random weights.
+VARIANTS = PIDM-strict-balanced=plan.pose_policy=balanced,PIDM-strict-scale=plan.same_scale=1.2
+VARIANTS := $(VARIANTS),PIDM-strict-cameras=plan.source_policy=cameras
+VARIANTS := $(VARIANTS),PIDM-strict-x1=per_image=1,PIDM-strict-x2=per_image=2,PIDM-strict-x8=per_image=8
+VARIANTS := $(VARIANTS),PIDM-strict-half=policy.half_real=true,PIDM-strict-last=policy.real_last=0.2
+VARIANTS := $(VARIANTS),PIDM-strict-scratch=strict=configs/toy_strict_scratch.yaml
+
+results: generator
+	$(REID)
+	$(REID) --ratios 0.2 --seeds 0,1,2 --rows Standard,Standard-same-steps,PIDM-strict --variants $(VARIANTS)
+	$(PY) tools/reproduce_table.py ablation --config configs/toy_ablation.yaml
+	$(PY) tools/report.py results/reid_toy --publish docs/results
+
+results-quick: generator
+	$(REID) --ratios 0.2 --seeds 0 --rows Standard,Standard-same-steps,PIDM-strict
 
 test: $(READY)
 	$(PY) -m pytest

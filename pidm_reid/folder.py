@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pidm_core import (
     BAD_DATA,
@@ -31,6 +31,7 @@ from pidm_core import (
     parse_json,
     read_json,
     read_market1501,
+    refuse_path,
     sha256,
     write_bytes,
     write_json,
@@ -78,6 +79,7 @@ def read_augmented(root: str | Path, *, verify: bool = True) -> Augmented:
     split = read_json(root / SPLIT)
     if not isinstance(split, dict) or split.get("format") != FORMAT:
         raise UserError(f"{root / SPLIT}: not a split of format {FORMAT}", BAD_DATA)
+    _check_split(split, str(root / SPLIT))
     ledger = read_ledger(root / MANIFEST)
     if evaluation := [name for name, entry in ledger.items() if entry.get("role") != "train"]:
         raise UserError(
@@ -98,6 +100,17 @@ def read_augmented(root: str | Path, *, verify: bool = True) -> Augmented:
     return Augmented(root, split, tuple(sorted(split["real"])), synthetic)
 
 
+def _check_split(split: Mapping[str, Any], where: str) -> None:
+    kinds = {"real": list, "seed": int, "settings": dict, "policy": dict}
+    kinds |= dict.fromkeys(("poses", "renderer", "generator_saw", "plan"), str)
+    needed = kinds.keys() - {"policy"}
+    for key, kind in kinds.items():
+        if not isinstance(split.get(key, None if key in needed else kind()), kind):
+            raise UserError(f"{where}: '{key}' is missing or no {kind.__name__}", BAD_DATA)
+    for name in split["real"]:
+        person(refuse_path(name, where))
+
+
 def read_lines(path: Path) -> dict[str, dict[str, Any]]:
     """JSON lines by their file_name, {} without the file; UserError (BAD_DATA) for others."""
     entries: dict[str, dict[str, Any]] = {}
@@ -106,7 +119,7 @@ def read_lines(path: Path) -> dict[str, dict[str, Any]]:
             entry = parse_json(line, f"{path}:{number}")
             if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
                 raise UserError(f"{path}:{number}: no file_name in this line; remove it", BAD_DATA)
-            entries[entry["file_name"]] = entry
+            entries[refuse_path(entry["file_name"], f"{path}:{number}")] = entry
     return entries
 
 
@@ -131,7 +144,10 @@ def read_people(root: str | Path, subset: str = TRAIN) -> list[Record]:
 
 
 def read_ledger(path: Path) -> dict[str, dict[str, Any]]:
-    """File name -> entry of every whole line; a torn or altered line is as if never written."""
+    """File name -> entry of every whole line; a torn or altered line is as if never written.
+
+    Raises UserError (BAD_DATA) for a name that leads out of the folder.
+    """
     entries: dict[str, dict[str, Any]] = {}
     if not path.is_file():
         return entries
@@ -139,11 +155,11 @@ def read_ledger(path: Path) -> dict[str, dict[str, Any]]:
         for line in file:
             try:
                 entry = json.loads(line)
-                check = entry.pop("check")
-            except (ValueError, AttributeError, KeyError):
+                whole = entry.pop("check") == _check(entry) and isinstance(entry["sha256"], str)
+            except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
                 continue
-            if check == _check(entry):
-                entries[entry["file_name"]] = entry
+            if whole:
+                entries[refuse_path(entry.get("file_name"), str(path))] = entry
     return entries
 
 
@@ -151,12 +167,17 @@ def append_ledger(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
     """Append one line per entry in a single write, flushed to the disk."""
     lines = [json.dumps({**entry, "check": _check(entry)}, ensure_ascii=False) for entry in entries]
     data = "".join(line + "\n" for line in lines).encode()
-    with path.open("ab") as file:
+    with open_own(path, "ab") as file:
         if file.tell() and _last_byte(path) != b"\n":  # a line torn by a crash
             data = b"\n" + data
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def open_own(path: Path, mode: str) -> IO[Any]:
+    """Open a file of ours for writing; never through a link, which may lead anywhere (OSError)."""
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o644))
 
 
 def is_finished(folder: Path, entry: Mapping[str, Any]) -> bool:
@@ -190,7 +211,7 @@ def spending(out: Path, what: str) -> Iterator[None]:
 
 def note_cost(out: Path, what: str, seconds: float) -> None:
     """Add seconds to those spent on a folder; shards may do so at once."""
-    with (out / COST).open("a") as file:
+    with open_own(out / COST, "a") as file:
         torn = file.tell() and _last_byte(out / COST) != b"\n"
         file.write("\n" * bool(torn) + json.dumps({what: round(seconds, 3)}) + "\n")
 
@@ -214,6 +235,9 @@ def start_folder(out: Path, split: Mapping[str, Any]) -> None:
     Raises UserError listing the differences if the folder was made with another configuration,
     or if it holds something else.
     """
+    for path in (out / BASE, out / BASE / TRAIN):
+        if path.is_symlink():
+            raise UserError(f"{path}: is a link, and images would be written wherever it leads")
     if (out / SPLIT).is_file():
         old = read_json(out / SPLIT)
         if changes := differences(old, dict(split)):

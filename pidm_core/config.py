@@ -426,7 +426,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             self.depth += 1
             if self.depth > MAX_DEPTH:
                 raise yaml.YAMLError(f"nested deeper than {MAX_DEPTH} levels")
-            node = super().compose_node(parent, index)
+            node: Any = super().compose_node(parent, index)
             if str(node.tag).removeprefix("tag:yaml.org,2002:") not in ("str", "seq", "map"):
                 raise yaml.YAMLError(f"tags such as {node.tag} are not accepted")
             self.depth -= 1

@@ -51,18 +51,23 @@ class Record:
 # ---------------------------------------------------------------- folders
 
 
-def read_market1501(root: str | Path, subset: str = "bounding_box_train") -> list[Record]:
+def read_market1501(
+    root: str | Path, subset: str = "bounding_box_train", *, left_out: list[str] | None = None
+) -> list[Record]:
     """List a subset of a folder in Market-1501 layout, sorted by name.
 
     The subset lies in root, root/market1501 or root/Market-1501-v15.09.15; PATN's folder names
     train and test do as well. Reads .jpg, .jpeg and .png; other and hidden files are ignored, what
-    is called an image and is none (a dangling link, a folder, a pipe) is reported as a warning.
+    is called an image and is none (a dangling link, a folder, a pipe) is reported as a warning, or
+    in `left_out`.
     Raises UserError (BAD_DATA) when there is no such folder, no image, or a name without pid.
     """
     folder = _subset_folder(Path(root), subset)
     names, strange = list_names(folder)
-    for line in strange:
-        log.warning("left out: %s", line)
+    if left_out is not None:
+        left_out += strange
+    elif strange:
+        log.warning("%d files left out, the first: %s", len(strange), strange[0])
     if not names:
         raise UserError(f"{folder}: no images (.jpg or .png) in it", BAD_DATA)
     return [_record(folder, name) for name in names]

@@ -137,8 +137,8 @@ def list_images(folder: str | Path) -> list[Record]:
     for home, folders, _ in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found, strange = list_names(Path(home))
-        for line in strange:
-            log.warning("left out: %s", line)
+        if strange:
+            log.warning("%d files left out, the first: %s", len(strange), strange[0])
         names += [(Path(home) / name).relative_to(folder).as_posix() for name in found]
     if not names:
         raise UserError(f"{folder}: no images (.jpg or .png) in it", BAD_DATA)

@@ -131,10 +131,16 @@ def person(name: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def read_people(root: str | Path, subset: str = TRAIN) -> list[Record]:
-    """Records of a subset without junk (identity -1); in the training set without 0 either."""
+def read_people(
+    root: str | Path, subset: str = TRAIN, *, left_out: list[str] | None = None
+) -> list[Record]:
+    """Records of a subset without junk (identity -1); in the training set without 0 either.
+
+    left_out: takes a line for every file that is called an image and is none.
+    """
     lowest = 1 if subset == TRAIN else 0
-    records = [record for record in read_market1501(root, subset) if record.pid >= lowest]
+    found = read_market1501(root, subset, left_out=left_out)
+    records = [record for record in found if record.pid >= lowest]
     if not records:
         raise UserError(f"{root}: {subset} holds nothing but junk images", BAD_DATA)
     return records

@@ -96,7 +96,8 @@ def prepare(request: Request) -> Work:
     Raises UserError (BAD_DATA) when over 5 % (and over ten) of the images are broken.
     """
     plan.check_ratio(request.ratio)
-    records = folder.read_people(request.data)
+    no_files: list[str] = []
+    records = folder.read_people(request.data, left_out=no_files)
     synthetic = [record.name for record in records if "_pidm" in record.name]
     if synthetic:
         raise UserError(
@@ -106,6 +107,7 @@ def prepare(request: Request) -> Work:
         )
     sampled = plan.sample_real(records, ratio=request.ratio, seed=request.seed)
     real, content, sizes, broken = _readable(sampled)
+    broken = no_files + broken
     keypoints = {}
     if not request.poses or request.policy.compares_poses:
         keypoints = read_keypoints(request.keypoints)

@@ -441,7 +441,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     text = read_text(Path(path), limit=256 << 10)
     try:
         value = yaml.load(text, Loader)
-    except (yaml.YAMLError, ValueError, TypeError, IndexError) as error:  # its scanner's own too
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # its scanner's own too
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected keys and values")

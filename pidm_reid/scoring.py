@@ -116,7 +116,8 @@ def select_folder(
     augmented = folder.read_augmented(source)
     ledger = folder.read_ledger(source / folder.MANIFEST)
     names = [field.name for field in dataclasses.fields(Recipe)]
-    if lacking := [name for name, entry in ledger.items() if not entry.keys() >= set(names)]:
+    needed = {*names, "sha256"}
+    if lacking := [name for name, entry in ledger.items() if not entry.keys() >= needed]:
         raise UserError(
             f"{source}: the line of {lacking[0]} in {folder.MANIFEST} lacks what made it", BAD_DATA
         )

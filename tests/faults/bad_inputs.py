@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from faults.cases import DONE, Case, images, lists
+from faults.cases import DONE, Case, images, lists, ranking, settings
 from faults.harness import Finished, Measure, Row, run
 
-CASES: tuple[Case, ...] = (*images.CASES, *lists.CASES)
+CASES: tuple[Case, ...] = (*images.CASES, *lists.CASES, *settings.CASES, *ranking.CASES)
 AT_ONCE = 2
 
 

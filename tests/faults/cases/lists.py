@@ -198,7 +198,8 @@ HUGE = "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000, 1000000, 18)
 HEAT_MAPS: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "not a NumPy array"),
     "objects, which are a pickle": (
-        npy(np.array([{}], dtype=object), allow_pickle=True), "not a NumPy array",
+        npy(np.array([{}], dtype=object), allow_pickle=True),
+        "not a NumPy array",
     ),
     "wrong shape": (npy(np.zeros((4, 4, 17))), "is not (height, width, 18)"),
     "no pixels": (npy(np.zeros((0, 4, 18))), "not"),

@@ -90,7 +90,13 @@ if TYPE_CHECKING:
         parse_json as parse_json,
     )
     from pidm_core.files import (
+        read_image_file as read_image_file,
+    )
+    from pidm_core.files import (
         read_json as read_json,
+    )
+    from pidm_core.files import (
+        refuse_path as refuse_path,
     )
     from pidm_core.files import (
         run as run,
@@ -188,11 +194,13 @@ _HOME = {
     "parse": "config",
     "parse_json": "files",
     "passes_patn": "keypoints",
+    "read_image_file": "files",
     "read_json": "files",
     "read_keypoints": "keypoints",
     "read_market1501": "data",
     "read_seen": "seen",
     "read_weights": "weight_files",
+    "refuse_path": "files",
     "rescale": "keypoints",
     "run": "files",
     "save_config": "config",

@@ -35,6 +35,7 @@ from pidm_core.files import (
     ENVIRONMENT,
     UserError,
     read_json,
+    refuse_path,
     sha256,
     write_bytes,
     write_json,
@@ -109,12 +110,22 @@ def _checkpoints(run: Path) -> list[Path]:
 
 def _read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     tensors: dict[str, dict[str, Tensor]] = {}
-    for name, entry in read_json(folder / "manifest.json")["files"].items():
-        path = folder / name
-        if not path.is_file() or sha256(path) != entry["sha256"]:
+    manifest = read_json(folder / "manifest.json")
+    match manifest:
+        case {"files": {"state.json": _, **__} as files}:
+            pass
+        case _:
+            raise UserError(f"{folder / 'manifest.json'}: not that of a checkpoint", BAD_DATA)
+    for name, entry in files.items():
+        path = folder / refuse_path(name, str(folder / "manifest.json"))
+        expected = entry.get("sha256") if isinstance(entry, dict) else None
+        if not path.is_file() or sha256(path) != expected:
             raise UserError(f"{path}: missing or altered, its checksum differs", BAD_DATA)
         if path.suffix == ".safetensors":
-            tensors[path.stem] = load_file(path)
+            try:
+                tensors[path.stem] = load_file(path)
+            except SafetensorError as error:
+                raise UserError(f"{path}: not a safetensors file ({error})", BAD_DATA) from error
     return read_json(folder / "state.json"), tensors
 
 
@@ -191,24 +202,36 @@ def load_model(folder: Path) -> tuple[PIDM, DiffusionConfig, SampleConfig, str]:
     Raises UserError (BAD_DATA) for altered files and for weights of another architecture.
     """
     config = read_json(folder / "config.json")
+    where = f"{folder / 'config.json'}: "
+    if not isinstance(config, dict) or not {"model", "diffusion", "sample"} <= config.keys():
+        raise UserError(f"{where}not the settings of a model", BAD_DATA)
     path = folder / "model.safetensors"
     data = path.read_bytes() if path.is_file() else b""
     refuse_stand_ins(path, data[:HEAD_BYTES])
     digest = sha256(data)
     if config.get("weights_sha256") != digest:
         raise UserError(f"{path}: missing or altered, its checksum differs", BAD_DATA)
-    where = f"{folder / 'config.json'}: "
-    model = PIDM(from_dict(ModelConfig, config["model"], where))
+    settings = from_dict(ModelConfig, config["model"], where)
     try:
-        load_weights(model, load_tensors(data), path)
+        weights = load_tensors(data)
     except SafetensorError as error:
         raise UserError(f"{path}: not a safetensors file ({error})", BAD_DATA) from error
+    with torch.device("meta"):  # no memory for weights that the file does not have
+        model = PIDM(settings)
+    check_weights(model, weights, path)
+    model.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
     diffusion = from_dict(DiffusionConfig, config["diffusion"], where)
     return model.eval(), diffusion, from_dict(SampleConfig, config["sample"], where), digest
 
 
 def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Copy weights into a network; the first five that do not fit are named (BAD_DATA)."""
+    check_weights(model, weights, path)
+    model.load_state_dict(dict(weights))
+
+
+def check_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights of another network, and those that are no numbers (BAD_DATA)."""
     own = model.state_dict()
     wrong = [f"{k} is missing" for k in own if k not in weights]
     wrong += [f"{k} is unknown" for k in weights if k not in own]
@@ -221,4 +244,3 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], path: Pa
         raise UserError(f"{path}: weights of another network: {'; '.join(wrong[:5])}", BAD_DATA)
     if bad := [k for k in own if not weights[k].isfinite().all()]:
         raise UserError(f"{path}: NaN or infinite values in {bad[0]}", BAD_DATA)
-    model.load_state_dict(dict(weights))

@@ -11,15 +11,17 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import math
 import textwrap
 import types
 import typing
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
-from pidm_core.files import BAD_DATA, USAGE, UserError, read_text
+from pidm_core.files import BAD_DATA, MAX_DEPTH, USAGE, UserError, read_text
 
 T = TypeVar("T")
 ASSETS = Path(__file__).parent / "assets"  # bundled models
@@ -31,6 +33,11 @@ Spacing = Literal["leading", "trailing"]
 Prediction = Literal["eps", "y_0"]
 PresetName = Literal["pidm", "gfla"]
 Published = Literal["", "ablation", "deepfashion", "deepfashion512", "market1501"]
+
+
+def _within(name: str, values: Iterable[float], low: float, high: float) -> None:
+    if bad := [value for value in values if not low <= value <= high]:
+        raise UserError(f"{name}: {bad[0]} is outside {low:g} ... {high:g}")
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,13 @@ class ModelConfig:
     """Let texture attention start at the same place of the source (the paper: anywhere)."""
 
     def __post_init__(self) -> None:
+        # A model folder may come from anybody: nothing so large that building it takes all memory.
+        _within("model.size", self.size, 8, 2048)
+        _within("model.patch", [self.patch], 1, 64)
+        _within("model.channels", [self.channels], 32, 4096)
+        _within("model.channel_mults", [len(self.channel_mults), *self.channel_mults], 1, 16)
+        _within("model.blocks_per_level", [self.blocks_per_level], 1, 16)
+        _within("model.dropout", [self.dropout], 0, 0.99)
         factors = [self.patch * 2**level for level in range(len(self.channel_mults))]
         if unknown := [f for f in self.texture_factors if f not in factors]:
             raise UserError(
@@ -79,6 +93,12 @@ class DiffusionConfig:
     """Variance of the last noise level."""
     prediction: Prediction = "eps"
     """What the network predicts: the noise (the paper), or the image (learns sooner)."""
+
+    def __post_init__(self) -> None:
+        _within("diffusion.T", [self.T], 1, 100_000)
+        _within(
+            "diffusion.beta_first and beta_last", [self.beta_first, self.beta_last], 1e-9, 0.999
+        )
 
 
 @dataclass(frozen=True)
@@ -163,6 +183,7 @@ class SampleConfig:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
             raise UserError("sample.steps and sample.batch_size must be at least 1")
+        _within("sample.batch_size", [self.batch_size], 1, 4096)
 
 
 @dataclass(frozen=True)
@@ -308,13 +329,18 @@ def _plain(value: Any) -> Any:
 
 def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
     """Build a configuration from a (nested) dict; unknown keys and wrong types are refused."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}expected names with values")
     hints = typing.get_type_hints(cls)
     given = {}
     for key, value in values.items():
         if key not in hints:
             raise UserError(f"{where}unknown key '{key}'{_suggest(key, list(hints))}")
         given[key] = _coerce(value, hints[key], f"{where}{key}")
-    return cls(**given)
+    try:
+        return cls(**given)
+    except TypeError as error:  # a field without a default
+        raise UserError(f"{where}{str(error).partition('()')[2].strip()}") from error
 
 
 _NOTHING = (None, "null", "none", "None", "~", "")
@@ -366,7 +392,7 @@ def _scalar(value: Any, kind: Any, where: str) -> Any:
     elif kind in (int, float) and not isinstance(value, bool):
         try:
             number = kind(value)
-            if number == number and (kind is float or float(value) == number):
+            if math.isfinite(number) and (kind is float or float(value) == number):
                 return number
         except (TypeError, ValueError, OverflowError):
             pass
@@ -387,26 +413,35 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file of differences with every scalar as text, to be typed by the dataclass.
 
     (YAML's own guesses read `1e-4` as text, `no` as False and `010` as 8.)
-    Tags, anchors, duplicate keys and files over 1 MiB are refused.
+    Tags, anchors, duplicate keys, over 32 levels and files over 256 KiB are refused.
     """
     import yaml
 
     class Loader(yaml.BaseLoader):
+        depth = 0
+
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 raise yaml.YAMLError("anchors and aliases are not accepted")
-            return super().compose_node(parent, index)
+            self.depth += 1
+            if self.depth > MAX_DEPTH:
+                raise yaml.YAMLError(f"nested deeper than {MAX_DEPTH} levels")
+            node: Any = super().compose_node(parent, index)
+            if str(node.tag).removeprefix("tag:yaml.org,2002:") not in ("str", "seq", "map"):
+                raise yaml.YAMLError(f"tags such as {node.tag} are not accepted")
+            self.depth -= 1
+            return node
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            keys = [key.value for key, _ in node.value]
-            if twice := {str(key) for key in keys if keys.count(key) > 1}:
-                raise yaml.YAMLError(f"'{twice.pop()}' stands twice")
+            keys = Counter(str(key.value) for key, _ in node.value)
+            if twice := [key for key, count in keys.items() if count > 1]:
+                raise yaml.YAMLError(f"'{twice[0]}' stands twice")
             return super().construct_mapping(node, deep)
 
-    text = read_text(Path(path), limit=1 << 20)
+    text = read_text(Path(path), limit=256 << 10)
     try:
         value = yaml.load(text, Loader)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # its scanner's own too
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected keys and values")
@@ -415,8 +450,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def load_config(cls: type[T], path: str | Path) -> T:
     """Read a YAML file of differences into `cls`; UserError names the file and the key."""
+    return _typed(cls, read_yaml(path), path)
+
+
+def _typed(cls: type[T], values: dict[str, Any], path: str | Path) -> T:
     try:
-        return from_dict(cls, read_yaml(path))
+        return from_dict(cls, values)
     except UserError as error:
         text = str(error)
         raise UserError(text if str(path) in text else f"{path}: {text}", error.code) from error
@@ -502,7 +541,7 @@ def parse(
     file = values.pop("config", None)
     tree = read_yaml(file) if file else {}
     if file:
-        load_config(cls, file)  # so that a wrong key is reported with the file's name
+        _typed(cls, tree, file)  # so that a wrong key is reported with the file's name
     for path, value in values.items():
         _put(tree, path.split("."), value)
     return from_dict(cls, tree)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pidm_core.files import BAD_DATA, UserError, load_image
+from pidm_core.files import BAD_DATA, CONTROL, UserError, load_image
 from pidm_core.keypoints import NOBODY, inside, mirror, missing, outside, passes_patn, rescale
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,9 @@ _CSV = {"bounding_box_train": "market-annotation-train.csv"}
 _TEST_CSV = "market-annotation-test.csv"
 _JUNK_PIDS = (-1, 0)
 _CACHE_BYTES = 4 << 30
-_BROKEN_LIMIT = 0.01
+_BROKEN_LIMIT = 0.05
+_WITHDRAWN = re.compile(r"duke[-_ ]?mtmc", re.IGNORECASE)
+_WITHDRAWN_NAME = re.compile(r"\d{4}_c\d_f\d{7}")  # DukeMTMC's own, whatever the folder's
 _PROBES = 64
 _SELF_SHARE = 0.1
 
@@ -49,25 +51,53 @@ class Record:
 # ---------------------------------------------------------------- folders
 
 
-def read_market1501(root: str | Path, subset: str = "bounding_box_train") -> list[Record]:
+def read_market1501(
+    root: str | Path, subset: str = "bounding_box_train", *, left_out: list[str] | None = None
+) -> list[Record]:
     """List a subset of a folder in Market-1501 layout, sorted by name.
 
     The subset lies in root, root/market1501 or root/Market-1501-v15.09.15; PATN's folder names
-    train and test do as well. Reads .jpg, .jpeg and .png; other and hidden files are ignored.
+    train and test do as well. Reads .jpg, .jpeg and .png; other and hidden files are ignored, what
+    is called an image and is none (a dangling link, a folder, a pipe) is reported as a warning, or
+    in `left_out`.
     Raises UserError (BAD_DATA) when there is no such folder, no image, or a name without pid.
     """
     folder = _subset_folder(Path(root), subset)
-    with os.scandir(folder) as entries:
-        names = sorted(
-            entry.name
-            for entry in entries
-            if entry.name.lower().endswith(_SUFFIXES)
-            and not entry.name.startswith(".")
-            and entry.is_file()
-        )
+    names, strange = list_names(folder)
+    if left_out is not None:
+        left_out += strange
+    elif strange:
+        log.warning("%d files left out, the first: %s", len(strange), strange[0])
     if not names:
         raise UserError(f"{folder}: no images (.jpg or .png) in it", BAD_DATA)
     return [_record(folder, name) for name in names]
+
+
+def list_names(folder: Path) -> tuple[list[str], list[str]]:
+    """The images in a folder by name, sorted, and why others with such a name are none.
+
+    Raises UserError (BAD_DATA) for a data set that was withdrawn.
+    """
+    names, strange = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.lower().endswith(_SUFFIXES) or entry.name.startswith("."):
+                continue
+            if CONTROL.search(entry.name):
+                shown = CONTROL.sub("?", entry.name)
+                strange.append(f"{folder / shown}: control characters in its name; rename it")
+            elif not entry.is_file():
+                strange.append(f"{folder / entry.name}: a dangling link, folder or pipe, no image")
+            else:
+                names.append(entry.name)
+    above = "/".join(folder.absolute().parts[-3:])
+    if _WITHDRAWN.search(above) or any(map(_WITHDRAWN_NAME.match, names)):
+        raise UserError(
+            f"{folder}: DukeMTMC was withdrawn in 2019, since the people in it were never asked; "
+            "it is not supported",
+            BAD_DATA,
+        )
+    return sorted(names), sorted(strange)
 
 
 def _record(folder: Path, name: str) -> Record:
@@ -215,7 +245,7 @@ class Pairs:
     of those, pairs whose target has no joint are left out and counted in a warning.
     With `self_pairs` an image of an identity without any pair is the source of its own flip;
     such samples are at most a tenth of an epoch, and of a batch (one in a batch under ten).
-    Broken images are reported and left out; over 1 % of them is a UserError (BAD_DATA).
+    Broken images are reported and left out; over 5 % of them is a UserError (BAD_DATA).
     """
 
     def __init__(
@@ -354,7 +384,7 @@ class Pairs:
             if len(self.broken) > max(1, _BROKEN_LIMIT * len(self.records)):
                 raise UserError(
                     f"{len(self.broken)} of {len(self.records)} training images are broken, the "
-                    f"last is {self.records[index].path}; over 1 % is too many, check the copy of "
+                    f"last is {self.records[index].path}; over 5 % is too many, check the copy of "
                     "the data",
                     BAD_DATA,
                 ) from error

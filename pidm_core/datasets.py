@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
@@ -22,10 +22,19 @@ from pidm_core.data import (
     check_frame,
     find_keypoints,
     has_market1501,
+    list_names,
     make_pairs,
     read_market1501,
 )
-from pidm_core.files import BAD_DATA, UserError, load_image, read_json, read_text, sha256
+from pidm_core.files import (
+    BAD_DATA,
+    UserError,
+    load_image,
+    read_json,
+    read_text,
+    refuse_way_out,
+    sha256,
+)
 from pidm_core.keypoints import inside, read_keypoints, rescale
 from pidm_core.pair_lists import fashion_key, name_records, read_pairs
 
@@ -120,17 +129,17 @@ def _part(people: People, kept: np.ndarray) -> People:
 def list_images(folder: str | Path) -> list[Record]:
     """Every image below a folder, sorted; named by its path in there, identities from the names.
 
-    Hidden files and names with control characters are ignored, links to folders not followed.
+    Hidden files are ignored, links to folders not followed; names with control characters and what
+    is no file (a dangling link, a pipe) are reported as a warning.
     Raises UserError (BAD_DATA) if there is none.
     """
     names = []
-    for home, folders, files in os.walk(folder):
+    for home, folders, _ in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        names += [
-            (Path(home) / name).relative_to(folder).as_posix()
-            for name in files
-            if name.lower().endswith(_SUFFIXES) and name[0] != "." and name.isprintable()
-        ]
+        found, strange = list_names(Path(home))
+        if strange:
+            log.warning("%d files left out, the first: %s", len(strange), strange[0])
+        names += [(Path(home) / name).relative_to(folder).as_posix() for name in found]
     if not names:
         raise UserError(f"{folder}: no images (.jpg or .png) in it", BAD_DATA)
     return [Record(Path(folder) / r.name, r.name, r.pid, 0) for r in name_records(sorted(names))]
@@ -330,15 +339,22 @@ def _with_pairs(
                     f"{path}:{line}: '{name}' is none of the {len(place):,} images in {root}",
                     BAD_DATA,
                 )
-        pairs.append([place[key(name)] for name in names])
+        source, target = (place[key(name)] for name in names)
+        if source == target or _two_people(people.records[source], people.records[target]):
+            what = "one image twice" if source == target else "two people"
+            raise UserError(f"{path}:{line}: {what} in a pair, remove the line", BAD_DATA)
+        pairs.append([source, target])
     return replace(people, pairs=np.array(pairs))
 
 
-def refuse_way_out(name: str, where: str) -> None:
-    """Refuse a path from a file that leads out of the folder it is seen from (UserError)."""
-    path = PureWindowsPath(name)  # knows both kinds of slashes
-    if ".." in path.parts or path.drive or path.root or "\0" in name:
-        raise UserError(f"{where}: '{name[:80]}' leaves the data folder", BAD_DATA)
+def _two_people(*records: Record) -> bool:
+    """Whether the names say so; of other names than the two data sets' the identity is a guess."""
+    told = [record.pid for record in records if fashion_key(record.name) or _is_market(record.name)]
+    return len(set(told)) > 1
+
+
+def _is_market(name: str) -> bool:
+    return bool(re.match(r"\d{4}_c\d", _base_name(name)))
 
 
 # ---------------------------------------------------------------- published numbers

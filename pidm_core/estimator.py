@@ -91,7 +91,7 @@ def _vitpose(folder: Path, device: torch.device) -> Estimator:
         ) from error
     try:
         model, report = transformers.VitPoseForPoseEstimation.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # transformers raises a dozen kinds on broken files
         raise UserError(f"{folder}: not a ViTPose model ({_line(error)})", BAD_DATA) from error

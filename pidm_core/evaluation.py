@@ -15,7 +15,7 @@ import numpy as np
 from pidm_core import feature_metrics as distances
 from pidm_core import feature_networks as networks
 from pidm_core.config import ImageSettings
-from pidm_core.datasets import list_images, refuse_way_out
+from pidm_core.datasets import list_images
 from pidm_core.feature_networks import Extractor, Perceptual
 from pidm_core.files import (
     BAD_DATA,
@@ -23,6 +23,7 @@ from pidm_core.files import (
     UserError,
     load_image,
     read_text,
+    refuse_way_out,
     sha256,
     write_bytes,
 )

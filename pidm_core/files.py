@@ -6,14 +6,16 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
+import re
 import signal
 import sys
 import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -27,7 +29,11 @@ INTERRUPTED, TERMINATED = 130, 143
 MAX_PIXELS = 40_000_000
 MAX_ASPECT = 8
 MIN_SIDE_PX = 8
+MAX_IMAGE_BYTES = 128 << 20  # of a file: 40 Mpx without any compression
 MAX_JSON_BYTES = 64 << 20
+MAX_DEPTH = 32  # of lists and sections in one another
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Characters that break lines and names: controls, ends of lines, bytes that are not UTF-8."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 
@@ -48,16 +54,23 @@ def load_image(path: str | Path) -> np.ndarray:
     First frame only; EXIF rotation applied; alpha over white; 16-bit and float scaled to 8 bit.
     Raises UserError (BAD_DATA) for anything that is not a whole image of a reasonable size.
     """
+    return decode_image(read_image_file(path), str(path))
+
+
+def read_image_file(path: str | Path) -> bytes:
+    """The bytes of an image file; UserError (BAD_DATA) if it is none, or over 128 MiB."""
     path = Path(path)
     if not path.is_file():  # a FIFO or a device would block for ever
         raise UserError(f"{path}: no such image file", BAD_DATA)
-    return decode_image(path.read_bytes(), str(path))
+    if path.stat().st_size > MAX_IMAGE_BYTES:
+        raise UserError(f"{path}: larger than {MAX_IMAGE_BYTES >> 20} MiB, refused", BAD_DATA)
+    return path.read_bytes()
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """Decode the bytes of an image file as `load_image` does; `name` is for the message."""
     import numpy as np
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with warnings.catch_warnings():
@@ -65,11 +78,12 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(image.size, name)
                 image.load()
-                return np.asarray(_to_rgb(ImageOps.exif_transpose(image)), dtype=np.uint8)
+                return np.asarray(_to_rgb(_upright(image)), dtype=np.uint8)
     except UserError:
         raise
     except Exception as error:  # Pillow raises a dozen kinds on broken bytes
-        why = "the file is empty" if not data else f"not a whole image ({error})"
+        said = " ".join(str(error).split()) or type(error).__name__
+        why = "the file is empty" if not data else f"not a whole image ({said})"
         raise UserError(f"{name}: {why}; replace or remove it", BAD_DATA) from error
 
 
@@ -83,6 +97,16 @@ def _check_size(size: tuple[int, int], name: str) -> None:
         )
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF block turns it, or as it is if that block is broken."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # metadata of any make
+        return image
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     import numpy as np
     from PIL import Image
@@ -90,9 +114,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         # Pillow's own conversion clips 16-bit values: nearly every picture would come out white.
         values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if image.mode != "F" else max(1.0, float(values.max()))
-        grey = np.clip(values / top * 255.0, 0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
+        low, high = float(values.min()), float(values.max())
+        top = 65535.0 if image.mode != "F" else max(1.0, high)
+        if not 0 <= low <= high <= top < math.inf:  # NaN too
+            raise ValueError(f"grey levels {low:g} to {high:g}, of an unknown scale")
+        return Image.fromarray((values / top * 255.0).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
@@ -144,13 +170,17 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file of at most 64 MiB; duplicate keys and NaN are refused (BAD_DATA)."""
+    """Read a JSON file of at most 64 MiB, as strictly as `parse_json` (BAD_DATA)."""
     path = Path(path)
     return parse_json(read_text(path), str(path))
 
 
 def parse_json(text: str, name: str) -> Any:
-    """Parse JSON strictly; UserError (BAD_DATA) naming `name` if it is not."""
+    """Parse JSON strictly; UserError (BAD_DATA) naming `name` if it is not.
+
+    Refused are keys that stand twice, numbers that are none or too large for a float, half
+    characters (lone surrogates), and more than 32 levels of lists and objects in one another.
+    """
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
@@ -158,13 +188,57 @@ def parse_json(text: str, name: str) -> Any:
             raise ValueError("a key stands twice")
         return result
 
+    def number(digits: str) -> float:
+        if math.isinf(value := float(digits)):
+            raise ValueError(f"{digits[:20]} is not a number")
+        return value
+
+    def whole(digits: str) -> int:
+        number(digits)
+        return int(digits)
+
     def no_constant(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is not a number")
 
     try:
-        return json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
+        value = json.loads(
+            text,
+            object_pairs_hook=no_duplicates,
+            parse_constant=no_constant,
+            parse_float=number,
+            parse_int=whole,
+        )
+        if _depth(value) > MAX_DEPTH:
+            raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+        if re.search(r"\\u[dD][89a-fA-F]", text):
+            json.dumps(value, ensure_ascii=False).encode()  # raises for half a character
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name}: not valid JSON ({error})", BAD_DATA) from error
+    return value
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level:
+        inner = [x.values() if isinstance(x, dict) else x for x in level if type(x) in (dict, list)]
+        level = [child for items in inner for child in items]
+        depth += bool(inner)
+    return depth
+
+
+def refuse_way_out(name: str, where: str) -> None:
+    """Refuse a path from a file that leads out of the folder it is seen from (UserError)."""
+    path = PureWindowsPath(name)  # knows both kinds of slashes
+    if ".." in path.parts or path.drive or path.root or CONTROL.search(name) or not path.name:
+        raise UserError(f"{where}: {name[:80]!r} leaves the data folder", BAD_DATA)
+
+
+def refuse_path(name: object, where: str) -> str:
+    """The name, if it is that of a file in the very folder; else UserError (BAD_DATA)."""
+    if not isinstance(name, str) or not name or "/" in name or "\\" in name:
+        raise UserError(f"{where}: {str(name)[:80]!r} is not the name of a file", BAD_DATA)
+    refuse_way_out(name, where)
+    return name
 
 
 def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
@@ -172,7 +246,8 @@ def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
     if not path.is_file():
         raise UserError(f"{path}: no such file", BAD_DATA)
     if path.stat().st_size > limit:
-        raise UserError(f"{path}: larger than {limit >> 20} MiB, refused", BAD_DATA)
+        size = f"{limit >> 20} MiB" if limit >> 20 else f"{limit >> 10} KiB"
+        raise UserError(f"{path}: larger than {size}, refused", BAD_DATA)
     try:
         return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -220,5 +295,5 @@ def run(main: Callable[[list[str] | None], int]) -> NoReturn:
 def _complain(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {CONTROL.sub('?', message)}", file=sys.stderr)
     return code

@@ -12,7 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from pidm_core.files import BAD_DATA, UserError, parse_json, read_text, write_bytes
+from pidm_core.files import (
+    BAD_DATA,
+    CONTROL,
+    MAX_JSON_BYTES,
+    UserError,
+    parse_json,
+    read_text,
+    refuse_way_out,
+    write_bytes,
+)
 
 JOINTS: tuple[str, ...] = (
     "nose", "neck",
@@ -32,6 +41,7 @@ NOBODY = np.full((len(JOINTS), 2), np.nan, dtype=np.float32)  # px; no joint was
 _OUTSIDE_LIMIT = 0.1  # drawn people: no joint; for images 1.2 times as large 12 % of them
 _REACH = 0.75  # of the height; among any 16 drawn people somebody's joints reach 0.91
 _LYING_LIMIT = 2 / 3  # drawn people: none lie; with x and y swapped all do
+_LARGEST_PX = 1e6
 _MANY = 16  # images; fewer may be an unusual choice
 
 
@@ -51,23 +61,33 @@ def read_keypoints(
     Raises UserError (BAD_DATA) with file and line for anything else.
     """
     path = Path(path)
-    if path.is_dir():
-        files = [p for p in sorted(path.rglob("*")) if p.suffix in (".txt", ".json", ".npy")]
-        table = {
-            (file.parent.relative_to(path) / name).as_posix(): joints
-            for file in files
-            for name, joints in _read_file(file).items()
-        }
-    else:
-        table = _read_file(path)
+    table = _read_folder(path) if path.is_dir() else _read_file(path)
     if not table:
         raise UserError(f"{path}: holds no keypoints", BAD_DATA)
+    for name in table:
+        refuse_way_out(name, str(path))
     joints = np.stack(list(table.values()))
     _refuse_normalised(joints, path)
     _refuse_swapped(joints, path)
     if size is not None:
         joints = inside(joints, size, name=str(path))
     return dict(zip(table, joints, strict=True))
+
+
+def _read_folder(home: Path) -> dict[str, np.ndarray]:
+    table: dict[str, np.ndarray] = {}
+    for path in sorted(home.rglob("*")):
+        if path.suffix in (".txt", ".json", ".npy"):
+            for name, joints in _read_file(path).items():
+                _put(table, (path.parent.relative_to(home) / name).as_posix(), joints, str(path))
+    return table
+
+
+def _put(table: dict[str, np.ndarray], name: str, joints: np.ndarray, where: str) -> None:
+    """Add joints to a table; UserError (BAD_DATA) if others of that image are in it."""
+    if name in table and not np.array_equal(table[name], joints, equal_nan=True):
+        raise UserError(f"{where}: '{name}' stands twice, and differs", BAD_DATA)
+    table[name] = joints
 
 
 def _read_file(path: Path) -> dict[str, np.ndarray]:
@@ -101,15 +121,15 @@ def read_csv(text: str, path: Path) -> dict[str, np.ndarray]:
     if not rows:
         raise UserError(f"{path}: a header and no rows", BAD_DATA)
     array = np.array(values, dtype=np.float64)  # (N, 2, 18), y first
-    if not (finite := np.isfinite(array).all((1, 2))).all():
-        number = rows[int(finite.argmin())][0]
-        raise UserError(f"{path}:{number}: NaN or Infinity; write -1 for a missing joint", BAD_DATA)
+    if not (possible := (np.abs(array) < _LARGEST_PX).all((1, 2))).all():
+        number = rows[int(possible.argmin())][0]
+        raise UserError(
+            f"{path}:{number}: NaN, Infinity or no pixel; write -1 for a missing joint", BAD_DATA
+        )
     joints = _with_nan(array[:, ::-1].swapaxes(1, 2))
     table: dict[str, np.ndarray] = {}
     for (number, _), name, one in zip(rows, names, joints, strict=True):
-        if name in table and not np.array_equal(table[name], one, equal_nan=True):
-            raise UserError(f"{path}:{number}: '{name}' stands twice, and differs", BAD_DATA)
-        table[name] = one
+        _put(table, name, one, f"{path}:{number}")
     return table
 
 
@@ -130,7 +150,7 @@ def _parse_row(line: str, where: str) -> tuple[str, list[list[float]]]:
             raise UserError(f"{where}: expected a list of numbers", BAD_DATA)
         if len(numbers) != len(JOINTS):
             raise UserError(f"{where}: {len(numbers)} joints instead of {len(JOINTS)}", BAD_DATA)
-        lists.append(numbers)
+        lists.append([min(max(x, -_LARGEST_PX), _LARGEST_PX) for x in numbers])  # 10**400 too
     return parts[0].strip(), lists
 
 
@@ -158,7 +178,7 @@ def _read_gfla(text: str, path: Path) -> np.ndarray:
             values.append([float(row[0]), float(row[1])])
         except (ValueError, IndexError) as error:
             raise UserError(f"{path}:{number}: expected 'x y', two numbers", BAD_DATA) from error
-        if len(row) != 2 or not np.isfinite(values[-1]).all():
+        if len(row) != 2 or not max(map(abs, values[-1])) < _LARGEST_PX:
             raise UserError(f"{path}:{number}: expected 'x y', two finite numbers", BAD_DATA)
     if len(values) != len(JOINTS):
         raise UserError(f"{path}: {len(values)} joints instead of {len(JOINTS)}", BAD_DATA)
@@ -166,10 +186,15 @@ def _read_gfla(text: str, path: Path) -> np.ndarray:
 
 
 def _read_heat_maps(path: Path) -> np.ndarray:
-    try:
-        maps = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path}: not a NumPy array ({error})", BAD_DATA) from error
+    if not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
+        raise UserError(f"{path}: no file, or larger than {MAX_JSON_BYTES >> 20} MiB", BAD_DATA)
+    try:  # not np.load: it opens archives as well
+        maps = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # NumPy and Python's own parser raise a dozen kinds on its header
+        why = CONTROL.sub(" ", str(error))[:200]
+        raise UserError(f"{path}: not a NumPy array ({why})", BAD_DATA) from error
+    if maps.dtype.kind not in "fiu" or not np.isfinite(maps).all():
+        raise UserError(f"{path}: heat maps of {maps.dtype}, with NaN or none at all", BAD_DATA)
     if maps.ndim != 3 or maps.shape[2] != len(JOINTS) or not maps.size:
         raise UserError(f"{path}: shape {maps.shape} is not (height, width, 18)", BAD_DATA)
     flat = np.asarray(maps).reshape(-1, len(JOINTS))
@@ -248,8 +273,8 @@ def _triples(flat: Any, counts: tuple[int, ...], where: str) -> np.ndarray:
             f"{where}: {len(flat)} values are not {expected} joints of x, y, confidence", BAD_DATA
         )
     values = np.array(flat, dtype=np.float64).reshape(-1, 3)
-    if not np.isfinite(values).all():
-        raise UserError(f"{where}: NaN or Infinity among the joints", BAD_DATA)
+    if not (np.abs(values) < _LARGEST_PX).all():
+        raise UserError(f"{where}: a number among the joints that is no pixel", BAD_DATA)
     return values
 
 

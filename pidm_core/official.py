@@ -7,13 +7,14 @@ this reader builds tensors and dictionaries and puts an inert object in the plac
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import pickle
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from pidm_core.checkpoint import save_model
 from pidm_core.config import ModelConfig, PIDMConfig, SampleConfig, save_config
 from pidm_core.files import BAD_DATA, UserError
 from pidm_core.model import PIDM
-from pidm_core.weight_files import HEAD_BYTES, refuse_stand_ins
+from pidm_core.weight_files import HEAD_BYTES, refuse_compressed, refuse_stand_ins
 
 SIZE = (256, 256)
 """Height and width the authors train on; their checkpoint does not say."""
@@ -232,7 +233,8 @@ def read_checkpoint(path: Path) -> tuple[str, dict[str, Tensor], tuple[str, ...]
                 found = ", ".join(list(parts)[:5])
                 raise ValueError(f"neither 'ema' nor 'model' among its parts ({found})")
             weights = _named(parts[part], f"its part '{part}'")
-            state = {name: _read_tensor(archive, home, value) for name, value in weights.items()}
+            read = functools.cache(lambda key: bytearray(archive.read(f"{home}data/{key}")))
+            state = {name: _tensor(value, read) for name, value in weights.items()}
             return part, state, tuple(name for name in parts if name != part)
     except (UserError, OSError, MemoryError):
         raise
@@ -320,8 +322,7 @@ class _Unpickler(pickle.Unpickler):
 
 def _read_tree(archive: zipfile.ZipFile) -> tuple[str, Any]:
     """The archive's inner folder, and what its pickle describes."""
-    if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-        raise ValueError("it is compressed, which torch never does")  # could unpack without end
+    refuse_compressed(archive)
     (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
     tree = _Unpickler(archive.read(pickled), str(archive.filename)).load()
     return pickled.removesuffix("data.pkl"), tree
@@ -336,13 +337,14 @@ def _named(value: object, what: str) -> dict[str, Any]:
     return value
 
 
-def _read_tensor(archive: zipfile.ZipFile, home: str, value: object) -> Tensor:
+def _tensor(value: object, read: Callable[[str], bytearray]) -> Tensor:
+    """The tensor that a pickle describes; several may share what `read` gives for a storage."""
     if not isinstance(value, _Stored):
         raise ValueError("something else than a tensor among its weights")
     _, dtype, key, *_ = value.storage
     if not isinstance(dtype, torch.dtype):
         raise ValueError("weights of a type that the authors do not use")
-    data = torch.frombuffer(bytearray(archive.read(f"{home}data/{key}")), dtype=dtype)
+    data = torch.frombuffer(read(str(key)), dtype=dtype)
     if math.prod(value.size) > len(data):
         raise ValueError("a tensor larger than its values")
     return data.as_strided(value.size, value.stride, value.offset)

@@ -70,7 +70,7 @@ def read_pairs(path: str | Path) -> list[PairName]:
     rows = [
         (n, [part.strip() for part in line.split(",")])
         for n, line in enumerate(text.splitlines(), 1)
-        if line.strip(" ,")
+        if line.replace(",", "").strip()
     ]
     target_first = path.suffix == ".txt" and rows and rows[0][1][:2] != ["from", "to"]
     if not target_first:

@@ -67,4 +67,7 @@ def is_drawn(record: Record) -> bool:
 
 
 def _read(path: Path) -> list[Seen]:
-    return [from_dict(Seen, entry, f"{path}: ") for entry in read_json(path)]
+    entries = read_json(path)
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{path}: not a list of data sets", BAD_DATA)
+    return [from_dict(Seen, entry, f"{path}: ") for entry in entries]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(found, Mapping):
         raise UserError(f"{path}: not a plain state dict but a {type(found).__name__}", BAD_DATA)
     for name, value in found.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise UserError(f"{path}: '{name}' is no named tensor; give a state dict", BAD_DATA)
+        if not isinstance(name, str) or not _is_plain(value):
+            raise UserError(
+                f"{path}: {str(name)[:80]!r} is no named tensor of numbers; give a state dict",
+                BAD_DATA,
+            )
     return {name.removeprefix("module."): value for name, value in found.items()}
+
+
+def _is_plain(value: object) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_quantized or value.is_complex())
+    )
 
 
 def refuse_stand_ins(path: Path, head: bytes) -> None:
@@ -54,12 +67,21 @@ def refuse_stand_ins(path: Path, head: bytes) -> None:
         raise UserError(f"{path}: a web page, not the weights; download the file itself", BAD_DATA)
 
 
+def refuse_compressed(archive: zipfile.ZipFile) -> None:
+    """ValueError for an archive that could unpack without end; torch stores, it never packs."""
+    if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+        raise ValueError("it is compressed, which torch never does")
+
+
 def _load(path: Path) -> object:
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                refuse_compressed(archive)
         allowed = torch.serialization.get_safe_globals()  # at its end the block would forbid these
         with torch.serialization.safe_globals([kind for kind in _NUMBERS if kind not in allowed]):
             return torch.load(path, map_location="cpu", weights_only=True)

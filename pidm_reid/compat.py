@@ -99,6 +99,8 @@ def data_sets() -> dict[str, Any]:
 
 def base_class(name: str) -> type[Any]:
     """The class of a data set that torchreid knows; UserError names the known ones."""
+    if "duke" in name.lower():
+        raise UserError(f"{name}: DukeMTMC was withdrawn in 2019 and is not supported")
     known = data_sets()
     if not isinstance(known.get(name), type):
         raise UserError(

@@ -23,6 +23,7 @@ Item = tuple[str, int, int, int]
 """Path, label (0 ... people-1), camera (from 0), data set (0 real, 1 synthetic)."""
 
 REAL, SYNTHETIC = 0, 1
+_ORIENTATION = 0x0112  # EXIF's tag
 
 
 class PIDMAugmentedDataset:
@@ -214,7 +215,10 @@ _checked: set[tuple[str, int, int]] = set()
 
 
 def check_images(paths: Iterable[str]) -> None:
-    """Decode every image once in this process; UserError (BAD_DATA) names the first broken one."""
+    """Decode every image once in this process; UserError (BAD_DATA) names the first broken one.
+
+    Broken is also what torchreid would take for another picture than we do.
+    """
     for path in paths:
         try:
             state = os.stat(path)
@@ -223,4 +227,21 @@ def check_images(paths: Iterable[str]) -> None:
         key = (path, state.st_mtime_ns, state.st_size)
         if key not in _checked:
             load_image(path)
+            _check_plain(path)
             _checked.add(key)
+
+
+def _check_plain(path: str) -> None:
+    """torchreid reads 16 bits as white, drops transparency, and does not turn as EXIF says."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # broken EXIF blocks
+        with Image.open(path) as image:
+            turned = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+            if image.mode[0] in "IF" or image.has_transparency_data or turned:
+                raise UserError(
+                    f"{path}: torchreid would read it otherwise (16 bits, transparent, or turned "
+                    "by EXIF); save it as plain RGB of 8 bits",
+                    BAD_DATA,
+                )

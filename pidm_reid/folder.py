@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pidm_core import (
     BAD_DATA,
@@ -31,6 +31,7 @@ from pidm_core import (
     parse_json,
     read_json,
     read_market1501,
+    refuse_path,
     sha256,
     write_bytes,
     write_json,
@@ -78,6 +79,7 @@ def read_augmented(root: str | Path, *, verify: bool = True) -> Augmented:
     split = read_json(root / SPLIT)
     if not isinstance(split, dict) or split.get("format") != FORMAT:
         raise UserError(f"{root / SPLIT}: not a split of format {FORMAT}", BAD_DATA)
+    _check_split(split, str(root / SPLIT))
     ledger = read_ledger(root / MANIFEST)
     if evaluation := [name for name, entry in ledger.items() if entry.get("role") != "train"]:
         raise UserError(
@@ -98,6 +100,17 @@ def read_augmented(root: str | Path, *, verify: bool = True) -> Augmented:
     return Augmented(root, split, tuple(sorted(split["real"])), synthetic)
 
 
+def _check_split(split: Mapping[str, Any], where: str) -> None:
+    kinds = {"real": list, "seed": int, "settings": dict, "policy": dict}
+    kinds |= dict.fromkeys(("poses", "renderer", "generator_saw", "plan"), str)
+    needed = kinds.keys() - {"policy"}
+    for key, kind in kinds.items():
+        if not isinstance(split.get(key, None if key in needed else kind()), kind):
+            raise UserError(f"{where}: '{key}' is missing or no {kind.__name__}", BAD_DATA)
+    for name in split["real"]:
+        person(refuse_path(name, where))
+
+
 def read_lines(path: Path) -> dict[str, dict[str, Any]]:
     """JSON lines by their file_name, {} without the file; UserError (BAD_DATA) for others."""
     entries: dict[str, dict[str, Any]] = {}
@@ -106,7 +119,7 @@ def read_lines(path: Path) -> dict[str, dict[str, Any]]:
             entry = parse_json(line, f"{path}:{number}")
             if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
                 raise UserError(f"{path}:{number}: no file_name in this line; remove it", BAD_DATA)
-            entries[entry["file_name"]] = entry
+            entries[refuse_path(entry["file_name"], f"{path}:{number}")] = entry
     return entries
 
 
@@ -118,10 +131,16 @@ def person(name: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def read_people(root: str | Path, subset: str = TRAIN) -> list[Record]:
-    """Records of a subset without junk (identity -1); in the training set without 0 either."""
+def read_people(
+    root: str | Path, subset: str = TRAIN, *, left_out: list[str] | None = None
+) -> list[Record]:
+    """Records of a subset without junk (identity -1); in the training set without 0 either.
+
+    left_out: takes a line for every file that is called an image and is none.
+    """
     lowest = 1 if subset == TRAIN else 0
-    records = [record for record in read_market1501(root, subset) if record.pid >= lowest]
+    found = read_market1501(root, subset, left_out=left_out)
+    records = [record for record in found if record.pid >= lowest]
     if not records:
         raise UserError(f"{root}: {subset} holds nothing but junk images", BAD_DATA)
     return records
@@ -131,7 +150,10 @@ def read_people(root: str | Path, subset: str = TRAIN) -> list[Record]:
 
 
 def read_ledger(path: Path) -> dict[str, dict[str, Any]]:
-    """File name -> entry of every whole line; a torn or altered line is as if never written."""
+    """File name -> entry of every whole line; a torn or altered line is as if never written.
+
+    Raises UserError (BAD_DATA) for a name that leads out of the folder.
+    """
     entries: dict[str, dict[str, Any]] = {}
     if not path.is_file():
         return entries
@@ -139,11 +161,11 @@ def read_ledger(path: Path) -> dict[str, dict[str, Any]]:
         for line in file:
             try:
                 entry = json.loads(line)
-                check = entry.pop("check")
-            except (ValueError, AttributeError, KeyError):
+                whole = entry.pop("check") == _check(entry)
+            except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
                 continue
-            if check == _check(entry):
-                entries[entry["file_name"]] = entry
+            if whole:
+                entries[refuse_path(entry.get("file_name"), str(path))] = entry
     return entries
 
 
@@ -151,7 +173,7 @@ def append_ledger(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
     """Append one line per entry in a single write, flushed to the disk."""
     lines = [json.dumps({**entry, "check": _check(entry)}, ensure_ascii=False) for entry in entries]
     data = "".join(line + "\n" for line in lines).encode()
-    with path.open("ab") as file:
+    with open_own(path, "ab") as file:
         if file.tell() and _last_byte(path) != b"\n":  # a line torn by a crash
             data = b"\n" + data
         file.write(data)
@@ -159,10 +181,15 @@ def append_ledger(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
+def open_own(path: Path, mode: str) -> IO[Any]:
+    """Open a file of ours for writing; never through a link, which may lead anywhere (OSError)."""
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o644))
+
+
 def is_finished(folder: Path, entry: Mapping[str, Any]) -> bool:
     """Whether the image of a ledger entry is there with the bytes that were written."""
     path = folder / entry["file_name"]
-    return path.is_file() and bool(sha256(path) == entry["sha256"])
+    return path.is_file() and bool(sha256(path) == entry.get("sha256"))
 
 
 def _check(entry: Mapping[str, Any]) -> str:
@@ -190,7 +217,7 @@ def spending(out: Path, what: str) -> Iterator[None]:
 
 def note_cost(out: Path, what: str, seconds: float) -> None:
     """Add seconds to those spent on a folder; shards may do so at once."""
-    with (out / COST).open("a") as file:
+    with open_own(out / COST, "a") as file:
         torn = file.tell() and _last_byte(out / COST) != b"\n"
         file.write("\n" * bool(torn) + json.dumps({what: round(seconds, 3)}) + "\n")
 
@@ -214,6 +241,9 @@ def start_folder(out: Path, split: Mapping[str, Any]) -> None:
     Raises UserError listing the differences if the folder was made with another configuration,
     or if it holds something else.
     """
+    for path in (out / BASE, out / BASE / TRAIN):
+        if path.is_symlink():
+            raise UserError(f"{path}: is a link, and images would be written wherever it leads")
     if (out / SPLIT).is_file():
         old = read_json(out / SPLIT)
         if changes := differences(old, dict(split)):

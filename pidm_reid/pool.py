@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -128,7 +127,7 @@ class Pool:
         home.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(home)
         atexit.register(self.close)
-        (home / LEDGER).touch()
+        folder.append_ledger(home / LEDGER, [])
         self._link()
 
     @property
@@ -205,7 +204,7 @@ class Pool:
 def _lock(home: Path) -> Any:
     import fcntl
 
-    file = (home / ".lock").open("w")
+    file = folder.open_own(home / ".lock", "w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -228,8 +227,8 @@ class Succession:
         real = [r for r in folder.read_people(root) if r.name in set(augmented.real)]
         self.root, self.split = root, augmented.split
         self.manifest = folder.read_ledger(root / folder.MANIFEST)
-        lines = map(json.loads, (root / folder.PLAN).read_text("utf-8").splitlines())
-        planned = {line["file_name"]: line["source"] for line in lines}
+        lines = folder.read_lines(root / folder.PLAN)
+        planned = {name: str(line.get("source")) for name, line in lines.items()}
         if "selection" in self.split or (root / folder.SELECTION).is_file():
             raise UserError(
                 f"{root}: holds a selection, and images that nobody chose would take its place; "

@@ -74,7 +74,9 @@ def evaluate(
     Raises UserError (BAD_DATA) for an empty side, for features that are not finite, all zero or
     all equal (a dead network would otherwise get a score), and if no query has a counterpart.
     """
-    query, gallery = np.asarray(query), np.asarray(gallery)
+    query, gallery = _checked(
+        query, gallery, query_pids, query_camids, gallery_pids, gallery_camids
+    )
     index = _Positives(gallery_pids, gallery_camids, taken=np.asarray(gallery_pids) != JUNK)
     check_features(query, "query")
     lengths = check_features(gallery, "gallery", taken=index.taken)
@@ -106,6 +108,9 @@ def rerank(
     for Market-1501's 3,368 queries and 15,913 images; it is for galleries of that size.
     Raises UserError beyond `limit_gb`, and as `evaluate` does.
     """
+    query, gallery = _checked(
+        query, gallery, query_pids, query_camids, gallery_pids, gallery_camids
+    )
     index = _Positives(gallery_pids, gallery_camids, taken=np.asarray(gallery_pids) != JUNK)
     images, kept = len(query), int(index.taken.sum())
     if (need := RERANK_MATRICES * 4e-9 * (images + kept) ** 2) > limit_gb:
@@ -196,6 +201,26 @@ def check_features(features: Floats, what: str, *, taken: Bools | None = None) -
             f"{what} features: the same for every image; the network has collapsed", BAD_DATA
         )
     return lengths
+
+
+def _checked(
+    query: Floats, gallery: Floats, q_pids: Ints, q_camids: Ints, g_pids: Ints, g_camids: Ints
+) -> tuple[Floats, Floats]:
+    """Both sides as arrays; UserError (BAD_DATA) where features and identities do not go together."""
+    query, gallery = np.asarray(query), np.asarray(gallery)
+    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
+        raise UserError(
+            f"query and gallery: features of {query.shape} and {gallery.shape} values are no rows "
+            "of one length",
+            BAD_DATA,
+        )
+    for what, side, *labels in (
+        ("query", query, q_pids, q_camids),
+        ("gallery", gallery, g_pids, g_camids),
+    ):
+        if counts := [len(label) for label in labels if len(label) != len(side)]:
+            raise UserError(f"{what}: {len(side)} features for {counts[0]} images", BAD_DATA)
+    return query, gallery
 
 
 def check_names(names: Iterable[str], what: str) -> None:

@@ -116,6 +116,11 @@ def select_folder(
     augmented = folder.read_augmented(source)
     ledger = folder.read_ledger(source / folder.MANIFEST)
     names = [field.name for field in dataclasses.fields(Recipe)]
+    needed = {*names, "sha256"}
+    if lacking := [name for name, entry in ledger.items() if not entry.keys() >= needed]:
+        raise UserError(
+            f"{source}: the line of {lacking[0]} in {folder.MANIFEST} lacks what made it", BAD_DATA
+        )
     recipes = [Recipe(**{k: entry[k] for k in names}) for _, entry in sorted(ledger.items())]
     if unknown := [recipe.file_name for recipe in recipes if not recipe.source]:
         raise UserError(
@@ -180,5 +185,11 @@ def write_choices(out: Path, choices: Sequence[Choice], among_real: Mapping[str,
 
 def read_choices(out: Path) -> list[Choice]:
     """What `write_choices` wrote."""
-    lines = (out / folder.SELECTION).read_text().splitlines()
-    return [Choice(**json.loads(line)) for line in lines]
+    lines = folder.read_lines(out / folder.SELECTION)
+    try:
+        return [Choice(**line) for line in lines.values()]
+    except TypeError as error:
+        raise UserError(
+            f"{out / folder.SELECTION}: not a selection of this version; remove the folder",
+            BAD_DATA,
+        ) from error

@@ -1,0 +1,64 @@
+"""Every named bad input, each in a process of its own: one clear line, or read as it should be."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from faults.cases import DONE, Case, images, lists, ranking, settings
+from faults.harness import Finished, Measure, Row, run
+
+CASES: tuple[Case, ...] = (*images.CASES, *lists.CASES, *settings.CASES, *ranking.CASES)
+AT_ONCE = 2
+
+
+def outcome(case: Case) -> str:
+    """What is wrong with what came of a case; '' = nothing."""
+    with tempfile.TemporaryDirectory(prefix="case-") as name:
+        folder = Path(name)
+        case.make(folder)
+        return _judged(case, run(case.command, cwd=folder))
+
+
+def _judged(case: Case, done: Finished) -> str:
+    lines = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    if done.hung:
+        return "hangs"
+    if done.traceback:
+        return "a traceback: " + done.err.strip().splitlines()[-1]
+    if done.code != case.code:
+        return f"exit code {done.code}, not {case.code}: {(done.err or done.out).strip()[-200:]}"
+    if case.code > 1 and len(lines) != 1:
+        return f"{len(lines)} lines of errors: {done.err[-200:]}"
+    if case.says not in (done.out if case.code == DONE else done.err):
+        return f"does not say '{case.says}': {(done.out + done.err)[-200:]}"
+    return ""
+
+
+def _wrong(number: int) -> str:
+    try:
+        said = outcome(CASES[number])
+    except Exception as error:
+        said = f"the case itself: {error!r}"
+    return said and f"{CASES[number].name}: {said}"
+
+
+def check(numbers: Sequence[int]) -> Row:
+    """Run these cases, two at once."""
+    row = Row("named bad inputs", "one line and its exit code, or read as it should be")
+    forked = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(AT_ONCE, mp_context=forked) as pool:
+        for said in pool.map(_wrong, numbers):
+            row.check(not said, said)
+    return row
+
+
+def named_bad_inputs(number: int) -> Row:
+    """All of them, or (N under 10) every hundredth."""
+    return check(range(0, len(CASES), 1 if number >= 10 else 100 // number))
+
+
+MEASURES: tuple[Measure, ...] = (named_bad_inputs,)

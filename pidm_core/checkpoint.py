@@ -188,7 +188,7 @@ def find_model(name: str | Path) -> Path:
     for folder in (ASSETS / str(name), Path(name) / "model", Path(name)):
         if (folder / "config.json").is_file():
             return folder
-    bundled = ", ".join(sorted(p.name for p in ASSETS.glob("*/"))) or "none"
+    bundled = ", ".join(sorted(p.parent.name for p in ASSETS.glob("*/config.json"))) or "none"
     raise UserError(
         f"{name}: no trained model there (a run folder has model/config.json; bundled: {bundled}); "
         "train one with tools/train_pidm.py",

@@ -370,6 +370,7 @@ def sample_images(
     settings: SampleConfig,
     noise: Callable[[int], Tensor] | None = None,
     known: Callable[[Tensor, Tensor], Tensor] | None = None,
+    watch: Callable[[Step], object] | None = None,  # called after each step
 ) -> Tensor:  # (B, 3, H, W)
     """The sources' people in the target poses, by all the steps that `settings` asks for.
 
@@ -394,5 +395,7 @@ def sample_images(
         noise=noise,
         known=known,
     )
-    *_, last = steps
-    return last.y
+    for step in steps:
+        if watch is not None:
+            watch(step)
+    return step.y

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pidm_core.checkpoint import find_model, load_model
 from pidm_core.config import DiffusionConfig, SampleConfig, to_dict
-from pidm_core.diffusion import Diffusion, sample_images
+from pidm_core.diffusion import Diffusion, Step, sample_images
 from pidm_core.files import UserError, load_image
 from pidm_core.hardware import Placement, place, to_uint8
 from pidm_core.model import PIDM, POSE_CHANNELS
@@ -49,6 +49,7 @@ class PIDMPipeline:
         self.settings = settings or SampleConfig()
         self.fingerprint = fingerprint
         self.size: tuple[int, int] = model.config.size
+        self.watch: Callable[[Step], object] | None = None
 
     @classmethod
     def from_pretrained(
@@ -68,6 +69,15 @@ class PIDMPipeline:
             **self.__dict__,
             "settings": dataclasses.replace(self.settings, **changes),
         }
+        return other
+
+    def watched(self, watch: Callable[[Step], object]) -> PIDMPipeline:
+        """The same pipeline, which calls `watch` after each denoising step of each batch.
+
+        A batch is padded to settings.batch_size. What `watch` raises ends the drawing.
+        """
+        other = self.with_settings()
+        other.watch = watch
         return other
 
     def __call__(
@@ -249,6 +259,7 @@ class PIDMPipeline:
             settings=self.settings,
             noise=lambda _: torch.stack(noise()).to(device),
             known=known,
+            watch=self.watch,
         )
         return to_uint8(y)
 

@@ -18,7 +18,7 @@ from pidm_core.hardware import to_uint8
 from pidm_core.keypoints import rescale
 from pidm_core.pipeline import PIDMPipeline
 from pidm_core.pose import pose_map
-from pidm_core.probe import Probe, Render, choose_pairs, read_crowd, settings
+from pidm_core.probe import Probe, Render, Setting, choose_pairs, read_crowd, settings
 from pidm_core.probe_networks import Training, train_judges
 from pidm_core.toy_market import make, oracle_render
 
@@ -126,11 +126,7 @@ def probe_generator(
     root = draw_people(Path(data))
     probe = make_probe(root, count=pairs, cache=Path(cache), seed=seed)
     size = probe.crowd.images.shape[1:3]
-    log.info(
-        "%d images, %d network evaluations",
-        len(probe.pairs) * (len(chosen) + 1),
-        len(probe.pairs) * (sum(s.evaluations for s in chosen) + chosen[0].evaluations),
-    )
+    log.info(_cost(len(probe.pairs), chosen))
     ours = [
         Renderer(
             str(setting),
@@ -140,6 +136,20 @@ def probe_generator(
         for setting in chosen
     ]
     return measure(probe, [*ours, Renderer(ORACLE, oracle_render(root))], seed=seed)
+
+
+def outlook(run: str | Path, *, pairs: int, **asked: Any) -> str:
+    """What `probe_generator` with the same arguments would cost."""
+    sampling = {name: asked[name] for name in ("guidance", "steps", "w_p", "w_s")}
+    chosen = settings(PIDMPipeline.from_pretrained(run).settings, **sampling)
+    text = _cost(pairs, chosen)
+    judges = Path(asked["cache"])
+    return text if judges.is_dir() else f"{text}; two judges are trained first, into {judges}"
+
+
+def _cost(pairs: int, chosen: Sequence[Setting]) -> str:
+    evaluations = sum(s.evaluations for s in chosen) + chosen[0].evaluations  # one for controls
+    return f"{pairs * (len(chosen) + 1):,} images, {pairs * evaluations:,} network evaluations"
 
 
 def at_size(pipe: PIDMPipeline, size: tuple[int, int]) -> Render:

@@ -8,6 +8,8 @@ from typing import Literal
 
 from pidm_core import Sampling, UserError
 
+IMAGENET_FILE = "resnet50-19c8e357.pth"  # torchvision's
+
 
 @dataclass(frozen=True)
 class Stage:

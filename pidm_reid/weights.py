@@ -8,9 +8,9 @@ import safetensors.torch
 import torch
 
 from pidm_core import BAD_DATA, ENVIRONMENT, UserError, read_weights, sha256, write_bytes
+from pidm_reid.config import IMAGENET_FILE
 
 State = dict[str, torch.Tensor]
-IMAGENET_FILE = "resnet50-19c8e357.pth"
 
 
 def save_state(path: Path, state: State) -> None:

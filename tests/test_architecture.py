@@ -46,6 +46,9 @@ ARROWS = {
         "garments": "keypoints",
         "benchmark": "diffusion hardware model state train",
         "user_study": "image_names keypoints pose",
+        "studio": "datasets diffusion hardware keypoints pipeline pose",
+        "doctor":
+            "checkpoint data datasets estimator feature_networks hardware keypoints weight_files",
         "probe_networks": "hardware keypoints",
         "probe": "data diffusion garments image_metrics keypoints probe_networks",
         "probe_report": "hardware keypoints pipeline pose probe probe_networks toy_market",
@@ -70,6 +73,10 @@ ARROWS = {
             "scoring sheet strict synthesize table weights",
     },
 }  # fmt: skip
+LONG = [
+    "extract_poses", "probe_generator", "render_pairs", "reproduce_table", "select_images",
+    "synthesize", "train_pidm", "train_reid",
+]  # fmt: skip
 ROOMS = [(package, room) for package, rooms in ARROWS.items() for room in sorted(rooms)]
 
 
@@ -158,3 +165,10 @@ def test_a_misspelt_flag_is_refused_with_one_line(tool: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown argument '--sed'")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("tool", LONG)
+def test_long_work_can_be_asked_what_it_would_cost(tool: str) -> None:
+    help_text = (ROOT / f"tools/{tool}.py").read_text()
+    assert "dry_run: bool = False" in help_text
+    assert "if options.dry_run" in help_text or "if dry_run" in help_text

@@ -212,6 +212,16 @@ def test_a_run_killed_before_its_last_step_is_finished(
     assert (tmp_path / "p.csv").read_bytes() == whole
 
 
+def test_a_dry_run_counts_what_is_left(
+    tool: Any, tmp_path: Path, fake: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder(tmp_path)
+    assert tool.main([*arguments(tmp_path), "--dry-run"]) == DONE
+    assert f"{tmp_path}/p.csv: 5 of 5 images left to estimate" in capsys.readouterr().out
+    assert not (tmp_path / "p.csv").exists()
+    assert not fake
+
+
 def test_broken_images_are_named_and_left_out(
     tool: Any, tmp_path: Path, fake: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:

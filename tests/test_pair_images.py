@@ -102,6 +102,9 @@ def test_the_tool_draws_test_people_for_evaluation_only(
 ) -> None:
     market, out = make(tmp_path, preset="tiny", workers=1), tmp_path / "pairs"
     options = ["--run", model, "--data", str(market), "--count", "5", "--out", str(out)]
+    assert main([*options, "--seeds", "3", "--dry-run"]) == 0
+    assert capsys.readouterr().out == f"{out}: 15 images of 5 pairs, by {model}\n"
+    assert not out.exists()
     assert main([*options, "--guidance", "none"]) == 0
     assert f"--generated {out}/images --targets {out}/targets" in capsys.readouterr().out
     manifest = read_json(out / "images" / "pairs.json")

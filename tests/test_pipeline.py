@@ -11,7 +11,8 @@ from tiny import TINY
 
 from pidm_core import UserError
 from pidm_core.config import DiffusionConfig, SampleConfig
-from pidm_core.hardware import place
+from pidm_core.diffusion import Step
+from pidm_core.hardware import place, to_uint8
 from pidm_core.pipeline import PIDMPipeline, slerp
 
 
@@ -55,6 +56,23 @@ def test_another_seed_source_or_pose_gives_another_image(pipe: PIDMPipeline) -> 
         pipe.render(sources[:1], keypoints[1:], [0]),
     ):
         assert not np.array_equal(first, other)
+
+
+def test_a_watcher_sees_every_step_and_can_end_the_drawing(pipe: PIDMPipeline) -> None:
+    sources, keypoints = people(2)
+    seen: list[Step] = []
+    images = pipe.watched(seen.append)(sources, keypoints, seeds=[0, 1], steps=5).images
+    assert [step.number for step in seen] == [0, 1, 2, 3, 4]
+    assert seen[0].y.shape == (4, 3, 32, 16)  # a batch, padded
+    assert np.array_equal(to_uint8(seen[-1].y)[:2], images)
+    assert np.array_equal(pipe(sources, keypoints, seeds=[0, 1], steps=5).images, images)
+    assert len(seen) == 5  # the pipeline itself is not watched
+
+    def enough(step: Step) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe.watched(enough)(sources, keypoints)
 
 
 def test_a_call_accepts_paths_images_and_arrays(pipe: PIDMPipeline, market: Path) -> None:

@@ -326,6 +326,10 @@ def test_the_tool_measures_an_untrained_model(
     flags = ["--run", str(tmp_path / "run"), "--data", str(root.parent), "--cache", out["cache"]]
     flags += ["--pairs", "4", "--guidance", "dcf,none"]
     flags += ["--json", out["figures.json"], "--sheet", out["sheet.png"]]
+    assert main([*flags, "--dry-run"]) == 0
+    # Two settings of 3 and 1 evaluations, and the first once more for the controls.
+    cost = "12 images, 28 network evaluations; two judges are trained first"
+    assert capsys.readouterr().out.startswith(cost)
     assert main(flags) == 0
     figures = json.loads(Path(out["figures.json"]).read_text())
     assert figures["pairs"] == 4

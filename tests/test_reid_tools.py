@@ -194,6 +194,10 @@ def test_train_reid_prints_both_results(
     render_all(planned(market), tmp_path / "made")
     small: list[Any] = ["--height", 32, "--width", 16, "--batch-size", 12, "--weights", "none"]
     short = ["--standard.steps", 1, "--finetune.steps", 1, "--out", "w.safetensors"]
+    assert call("train_reid", "--augmented", "made", *small, *short, "--dry-run") == DONE
+    printed = capsys.readouterr().out
+    assert "18 real, 18 generated images\n24 training image passes, about 0.0 hours" in printed
+    assert not list(tmp_path.glob("*.safetensors"))
     assert call("train_reid", "--augmented", "made", *small, *short) == DONE
     printed = capsys.readouterr().out
     assert "Standard: 18 images, 1 iterations" in printed

@@ -75,6 +75,10 @@ def test_the_tool_counts_what_was_kept(
     render_all(planned(market), tmp_path / "made")
     small = ["--height", "32", "--width", "16", "--batch-size", "4", "--weights", "none"]
     short = ["--selection.network.steps", "1", "--selection.network.warmup-steps", "0"]
+    assert main(["--augmented", str(tmp_path / "made"), *small, *short, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "18 generated images to be judged\n8 training image passes before" in printed
+    assert not (tmp_path / "made_selected").exists()
     assert main(["--augmented", str(tmp_path / "made"), *small, *short]) == 0
     printed = capsys.readouterr().out
     kept = len(folder.read_augmented(tmp_path / "made_selected").synthetic)

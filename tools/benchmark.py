@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         reports.append(asdict(report))
     if options.json:
         write_json(options.json, {"hardware": machine, "convolution": rates, "reports": reports})
+        print(f"-> {options.json}")
     return DONE
 
 

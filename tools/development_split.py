@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         records = getattr(split, subset)
         people = {record.pid for record in records}
         print(f"{subset:8} {len(records):6,} images of {len(people):4,} people")
-    print(f"-> {out}")
+    print(f"-> {out}. Next: python tools/train_pidm.py --data {out} --config FILE")
     return DONE
 
 

@@ -107,7 +107,8 @@ def main(argv: list[str] | None = None) -> int:
         assert isinstance(options, Interpolate)
         images = _interpolate(pipe, options)
     write_bytes(options.out, encode_png(np.concatenate(list(images), axis=1)))
-    print(f"{options.out}: {len(images)} images side by side")
+    print(f"{options.out}: {len(images)} images side by side. The same by hand:")
+    print(f"  python tools/studio.py --run {options.run}")
     return DONE
 
 

@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"left out: {line}", file=sys.stderr)
     if options.json:
         write_json(options.json, asdict(report))
+        print(f"-> {options.json}")
     return SKIPPED if report.left_out else DONE
 
 

@@ -25,6 +25,8 @@ class Options:
     """PATN CSV of the joints, with a contact sheet OUT.png beside it (must be given)."""
     batch_size: int = 16
     """Images estimated together; a killed run loses at most so many."""
+    dry_run: bool = False
+    """Say how many images are left to estimate, and stop."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,6 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     images, weights = pose_images(options.data), estimator.find_weights(options.weights)
     made_with = estimator.describe(weights, options.data)
     todo = estimator.unfinished(out, made_with, images)
+    if options.dry_run:
+        print(f"{out}: {len(todo):,} of {len(images):,} images left to estimate by {weights}")
+        return DONE
     if todo:
         network = estimator.load_estimator(weights)
         done = estimator.estimate_all(
@@ -58,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     if not keypoints:
         raise UserError(f"{options.data}: no image could be read, as {broken[0]}", BAD_DATA)
     estimator.write_sheet(out.with_suffix(".png"), images, keypoints)
-    print(f"{out}: joints of {len(keypoints):,} images; look at {out.with_suffix('.png')}")
+    print(f"{out}: joints of {len(keypoints):,} images; look at {out.with_suffix('.png')}. Next:")
+    print(f"  python tools/train_pidm.py --data {options.data} --keypoints {out} --config FILE")
     for line in broken:
         print(f"left out: {line}", file=sys.stderr)
     return SKIPPED if broken else DONE

@@ -53,7 +53,8 @@ def main(argv: list[str] | None = None) -> int:
             bar.update(done - bar.n)
 
         root = make(settings.pop("out"), progress=progress, **settings)
-    print(f"{root}: done")
+    print(f"{root}: done. Next:")
+    print(f"  python tools/synthesize.py --run toy_market --data {options.out} --ratio 0.4")
     return DONE
 
 

@@ -34,6 +34,8 @@ class Options:
     """File for the figures."""
     sheet: str = ""
     """PNG file for pictures: source, pose, generated, true."""
+    dry_run: bool = False
+    """Say how many network evaluations it would take, and stop."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,17 +43,22 @@ def main(argv: list[str] | None = None) -> int:
     example = "python tools/probe_generator.py --guidance dcf,chain --w-s 1,2 --sheet sheet.png"
     options = parse(Options, argv, prog="probe_generator", description=__doc__, example=example)
     wanted = to_dict(options)
-    json, sheet = wanted.pop("json"), wanted.pop("sheet")
+    json, sheet, dry_run = (wanted.pop(name) for name in ("json", "sheet", "dry_run"))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    from pidm_core.probe_report import probe_generator
+    from pidm_core.probe_report import outlook, probe_generator
 
+    if dry_run:
+        print(outlook(**wanted))
+        return DONE
     report = probe_generator(**wanted)
     print(report.text())
     if json:
         write_json(json, report.to_json())
+        print(f"-> {json}")
     if sheet:
         write_bytes(sheet, encode_png(report.sheet))
+        print(f"-> {sheet}")
     return DONE
 
 

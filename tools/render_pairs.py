@@ -29,6 +29,8 @@ class Options(Sampling):
     """Images of each pair; 8 show the diversity."""
     out: str = ""
     """Folder (default: results/pairs/ and the name of the run)."""
+    dry_run: bool = False
+    """Say how many images would be drawn, and stop."""
 
     def __post_init__(self) -> None:
         if self.count < 0 or self.seeds < 1:
@@ -49,10 +51,13 @@ def main(argv: list[str] | None = None) -> int:
         options.data, split="test", keypoints=options.keypoints, pairs=options.pairs
     )
     pairs = choose_pairs(people, options.count)
+    total = len(pairs) * options.seeds
+    if options.dry_run:
+        print(f"{out}: {total:,} images of {len(pairs):,} pairs, by {options.run}")
+        return DONE
     pipe = PIDMPipeline.from_pretrained(options.run).with_settings(**options.changes())
     write_truth(people, pairs, out)
     drawn = draw_pairs(pipe, people, pairs, out / "images", seeds=options.seeds)
-    total = len(pairs) * options.seeds
     sum(track(drawn, total=total, label="render", unit="images"))
     print(f"{out}: {total:,} images of {len(pairs):,} pairs. Next:")
     print(

@@ -26,6 +26,8 @@ class Options(NetworkConfig):
     """Share of each person's generated images that stays (0-1)."""
     seed: int = 0
     """Seed of the two networks."""
+    dry_run: bool = False
+    """Say how long the two networks would be trained here, and stop."""
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     """The rules, and how long the networks are trained."""
 
@@ -42,9 +44,15 @@ def main(argv: list[str] | None = None) -> int:
     if not 0 < options.keep <= 1:
         raise UserError(f"keep {options.keep:g} is not between 0 and 1")
 
-    from pidm_reid import scoring
+    from pidm_reid import finetune, folder, scoring
 
     source = Path(options.augmented)
+    if options.dry_run:
+        passes = 2 * options.selection.network.steps * options.batch_size
+        hours = passes / finetune.measure_speed(options) / 3600
+        print(f"{len(folder.read_augmented(source).synthetic):,} generated images to be judged")
+        print(f"{passes:,} training image passes before, about {hours:.1f} hours here")
+        return DONE
     out = Path(options.out or f"{str(source).rstrip('/')}_selected")
     choices = scoring.select_folder(
         source,

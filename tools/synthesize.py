@@ -123,7 +123,10 @@ def _import(options: Options, work: Work, out: Path, *, real: dict[str, str]) ->
     from pidm_reid.imported import import_images
 
     notes = list(import_images(work, Path(options.import_from), out, real=real, copy=options.copy))
-    print(f"{out}: {notes.count(''):,} images taken over beside {len(work.real):,} real ones")
+    print(
+        f"{out}: {notes.count(''):,} images taken over beside {len(work.real):,} real ones. Next:"
+    )
+    print(f"  python tools/train_reid.py --augmented {out}")
     return [line for line in notes if line]
 
 

@@ -19,6 +19,8 @@ class Options(StudentConfig):
     """Seed of the initial weights and the order."""
     out: str = ""
     """File for the final weights (.safetensors); those of Standard go to OUT_standard beside."""
+    dry_run: bool = False
+    """Say what would be trained on and how long it would take here, and stop."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,6 +40,12 @@ def main(argv: list[str] | None = None) -> int:
     from pidm_reid import finetune, folder, weights
 
     augmented = folder.read_augmented(options.augmented)
+    if options.dry_run:
+        passes = (options.standard.steps + options.finetune.steps) * options.batch_size
+        hours = passes / finetune.measure_speed(options) / 3600
+        print(f"{len(augmented.real):,} real, {len(augmented.synthetic):,} generated images")
+        print(f"{passes:,} training image passes, about {hours:.1f} hours here")
+        return DONE
     test = finetune.read_test(options.augmented)
     real = [augmented.train_folder / name for name in augmented.real]
     synthetic = [augmented.train_folder / name for name in augmented.synthetic]
@@ -55,6 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         if options.out:
             out = Path(options.out)
             weights.save_state(out.with_stem(out.stem + suffix), state)
+    where = f"-> {options.out}. " if options.out else ""
+    print(f"{where}What it was trained on: python tools/report.py {options.augmented}")
     return DONE
 
 

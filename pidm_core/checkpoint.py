@@ -71,10 +71,11 @@ def save_checkpoint(
     """
     final = run / "checkpoints" / f"step_{step:08d}"
     need = sum(value.nbytes for part in tensors.values() for value in part.values())
+    before = [path.name for path in checkpoints(run) if path != final][:1]
     with whole_folder(final, need) as folder:
         for name, part in tensors.items():
             write_tensors(folder / f"{name}.safetensors", part)
-        write_json(folder / "state.json", {"step": step, **state})
+        write_json(folder / "state.json", {"step": step, "before": before, **state})
     _prune(run, max(keep, 2))
     return final
 
@@ -136,7 +137,6 @@ def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
     """Write safetensors whole or not at all, never twice in memory: training may have filled it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{LEFTOVER}{uuid.uuid4().hex[:8]}")
     try:
         save_file(
@@ -145,12 +145,12 @@ def write_tensors(
         sync(temporary)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except SafetensorError as error:  # its words for what the system said
-        if not (number := re.search(r"os error (\d+)", str(error))):
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-    finally:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        number = re.search(r"os error (\d+)", str(error))
+        if isinstance(error, SafetensorError) and number:  # its words for what the system said
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise
 
 
 # ---------------------------------------------------------------- model folders

@@ -6,6 +6,7 @@ manifest.json lists the size and the SHA-256 of all other files of a folder, and
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import uuid
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pidm_core.files import ENVIRONMENT, UserError, read_json, sha256, write_json
+from pidm_core.files import ENVIRONMENT, UserError, read_json, sha256, write_bytes
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
@@ -126,7 +127,11 @@ def sync(path: Path) -> None:
 
 def write_manifest(folder: Path) -> None:
     """List the files of a folder."""
-    write_json(folder / MANIFEST, {"files": _contents(folder)})
+    write_bytes(folder / MANIFEST, _text({"files": _contents(folder)}))
+
+
+def _text(manifest: dict[str, Any]) -> bytes:
+    return (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode(errors="replace")
 
 
 def faults(folder: Path) -> list[str]:
@@ -134,16 +139,22 @@ def faults(folder: Path) -> list[str]:
 
     Only names that are there are opened, never one that a manifest gives.
     """
+    path = folder / MANIFEST
     try:
-        manifest = read_json(folder / MANIFEST)
+        manifest = read_json(path)
     except UserError as error:
         return [str(error)]
-    listed = manifest.pop("files", None) if isinstance(manifest, dict) else None
+    as_written = isinstance(manifest, dict) and path.read_bytes() == _text(manifest)
+    listed = manifest.pop("files", None) if as_written else None
     if not isinstance(listed, dict) or manifest not in ({}, _former(folder)):
-        return [f"{folder / MANIFEST}: altered, not a manifest of this folder"]
+        return [f"{path}: altered, not a manifest of this folder"]
     found = _contents(folder)
     differing = sorted(n for n in {*listed, *found} if listed.get(n) != found.get(n))
-    return [f"{folder / name}: {_why(listed.get(name), found.get(name))}" for name in differing]
+    return [
+        f"{folder}{os.sep}{name if name.isprintable() else ascii(name)}: "
+        f"{_why(listed.get(name), found.get(name))}"
+        for name in differing
+    ]
 
 
 def _former(folder: Path) -> dict[str, Any]:

@@ -185,6 +185,7 @@ def training(config: ModelConfig, *, batch: int) -> Iterator[Row]:
     def step() -> None:
         mse, vlb = fast(*moved)
         (mse + vlb).backward()
+        state.clip()
         state.update(options.train.warmup_steps)
         (mse + vlb).item()
 

@@ -1,14 +1,15 @@
 """Run folders and model folders: safetensors and JSON only, atomic, checksummed.
 
-runs/<name>/checkpoints/step_00001000/   training state; manifest.json is written last
+runs/<name>/checkpoints/step_00001000/   training state
 runs/<name>/model/                       config.json, model.safetensors, README.md: what samples
+Both hold a manifest.json that lists their files, and are there whole or not at all.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import shutil
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,13 +33,19 @@ from pidm_core.config import (
 )
 from pidm_core.files import (
     BAD_DATA,
-    ENVIRONMENT,
     UserError,
     read_json,
-    refuse_path,
     sha256,
     write_bytes,
     write_json,
+)
+from pidm_core.folders import (
+    LEFTOVER,
+    faults,
+    remove_folder,
+    sync,
+    whole_folder,
+    write_manifest,
 )
 from pidm_core.model import PIDM
 from pidm_core.weight_files import HEAD_BYTES, refuse_stand_ins
@@ -57,99 +64,93 @@ def save_checkpoint(
     *,
     keep: int,
 ) -> Path:
-    """Write one checkpoint whole or not at all, then remove the oldest beyond `keep`.
+    """Write one checkpoint whole or not at all, then remove the oldest beyond `keep` good ones.
 
     tensors: file name without ending -> named tensors. Raises UserError (ENVIRONMENT) when the
     disk has no room for it.
     """
-    home = run / "checkpoints"
-    home.mkdir(parents=True, exist_ok=True)
+    final = run / "checkpoints" / f"step_{step:08d}"
     need = sum(value.nbytes for part in tensors.values() for value in part.values())
-    free = shutil.disk_usage(home).free
-    if free < 1.1 * need:
-        raise UserError(
-            f"{home}: a checkpoint needs {need >> 20} MiB and only {free >> 20} MiB are free; "
-            "free some space and run the same command again",
-            ENVIRONMENT,
-        )
-    folder, final = home / f".tmp-{uuid.uuid4().hex[:8]}", home / f"step_{step:08d}"
-    try:
+    before = [path.name for path in checkpoints(run) if path != final][:1]
+    with whole_folder(final, need) as folder:
         for name, part in tensors.items():
             write_tensors(folder / f"{name}.safetensors", part)
-        write_json(folder / "state.json", {"step": step, **state})
-        manifest = {
-            path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
-            for path in sorted(folder.iterdir())
-        }
-        write_json(folder / "manifest.json", {"step": step, "files": manifest})
-        _sync(folder)
-        if final.exists():  # an unverified one of the same step, else we would not be here
-            shutil.rmtree(final)
-        folder.rename(final)
-        _sync(home)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    for old in _checkpoints(run)[keep:]:
-        shutil.rmtree(old)
+        write_json(folder / "state.json", {"step": step, "before": before, **state})
+    _prune(run, max(keep, 2))
     return final
 
 
-def latest_checkpoint(run: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]] | None:
-    """State and tensors of the newest checkpoint that verifies; a bad one is named, passed over."""
-    for folder in _checkpoints(run):
-        try:
-            return _read_checkpoint(folder)
-        except UserError as error:
-            log.warning("%s; using the one before", error)
-    return None
+def _prune(run: Path, keep: int) -> None:
+    """Remove the checkpoints before the newest `keep` that verify."""
+    good = 0
+    for folder in checkpoints(run):
+        if good >= keep:
+            remove_folder(folder)
+        good += not faults(folder)
 
 
-def _checkpoints(run: Path) -> list[Path]:
+def checkpoints(run: Path) -> list[Path]:
+    """The folders of a run's checkpoints, newest first."""
     return sorted((run / "checkpoints").glob("step_????????"), reverse=True)
 
 
+def latest_checkpoint(run: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]] | None:
+    """State and tensors of the newest checkpoint that verifies; None if there never was one.
+
+    A bad one is named and passed over; UserError (BAD_DATA) if there is none but bad ones.
+    """
+    folders = checkpoints(run)
+    for folder in folders:
+        try:
+            return _read_checkpoint(folder)
+        except UserError as error:
+            log.warning("%s; the checkpoint is passed over", error)
+    if folders:
+        raise UserError(
+            f"{run / 'checkpoints'}: none of {len(folders)} checkpoints is whole; restore one, or "
+            "remove the folder to begin anew",
+            BAD_DATA,
+        )
+    return None
+
+
 def _read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    tensors: dict[str, dict[str, Tensor]] = {}
-    manifest = read_json(folder / "manifest.json")
-    match manifest:
-        case {"files": {"state.json": _, **__} as files}:
-            pass
-        case _:
-            raise UserError(f"{folder / 'manifest.json'}: not that of a checkpoint", BAD_DATA)
-    for name, entry in files.items():
-        path = folder / refuse_path(name, str(folder / "manifest.json"))
-        expected = entry.get("sha256") if isinstance(entry, dict) else None
-        if not path.is_file() or sha256(path) != expected:
-            raise UserError(f"{path}: missing or altered, its checksum differs", BAD_DATA)
-        if path.suffix == ".safetensors":
-            try:
-                tensors[path.stem] = load_file(path)
-            except SafetensorError as error:
-                raise UserError(f"{path}: not a safetensors file ({error})", BAD_DATA) from error
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            refuse_stand_ins(path, file.read(HEAD_BYTES))
+    if wrong := faults(folder):
+        raise UserError(wrong[0], BAD_DATA)
+    tensors = {path.stem: _read_tensors(path) for path in folder.glob("*.safetensors")}
     return read_json(folder / "state.json"), tensors
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a safetensors file ({error})", BAD_DATA) from error
+    _refuse_nan(tensors, path)
+    return tensors
 
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
     """Write safetensors whole or not at all, never twice in memory: training may have filled it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}")
+    temporary = path.with_name(f"{LEFTOVER}{uuid.uuid4().hex[:8]}")
     try:
         save_file(
             {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata
         )
-        _sync(temporary)
+        sync(temporary)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    finally:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
+        number = re.search(r"os error (\d+)", str(error))
+        if isinstance(error, SafetensorError) and number:  # its words for what the system said
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise
 
 
 # ---------------------------------------------------------------- model folders
@@ -163,13 +164,17 @@ def save_model(
     card: str,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a model folder: config.json, model.safetensors in `dtype`, README.md (the card)."""
-    path = folder / "model.safetensors"
+    """Write a model folder: config.json, model.safetensors in `dtype`, README.md (the card).
+
+    One that is there is replaced, whole or not at all.
+    """
     weights = {name: value.detach().to(dtype) for name, value in state.items()}
-    write_tensors(path, weights, {"format": "pt"})
     sections = {name: to_dict(getattr(config, name)) for name in ("model", "diffusion", "sample")}
-    write_json(folder / "config.json", {"weights_sha256": sha256(path), **sections})
-    write_bytes(folder / "README.md", card.encode())
+    with whole_folder(folder, sum(value.nbytes for value in weights.values())) as new:
+        path = new / "model.safetensors"
+        write_tensors(path, weights, {"format": "pt"})
+        write_json(new / "config.json", {"weights_sha256": sha256(path), **sections})
+        write_bytes(new / "README.md", card.encode())
 
 
 def bundle(run: Path, name: str) -> Path:
@@ -180,6 +185,7 @@ def bundle(run: Path, name: str) -> Path:
     save_model(ASSETS / name, model.state_dict(), config, card=card, dtype=torch.bfloat16)
     for file in ("config.yaml", "env.json", "metrics.jsonl", "seen.json"):
         write_bytes(ASSETS / name / file, (run / file).read_bytes())
+    write_manifest(ASSETS / name)
     return ASSETS / name
 
 
@@ -218,7 +224,7 @@ def load_model(folder: Path) -> tuple[PIDM, DiffusionConfig, SampleConfig, str]:
         raise UserError(f"{path}: not a safetensors file ({error})", BAD_DATA) from error
     with torch.device("meta"):  # no memory for weights that the file does not have
         model = PIDM(settings)
-    check_weights(model, weights, path)
+    check_weights(model.state_dict(), weights, path)
     model.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
     diffusion = from_dict(DiffusionConfig, config["diffusion"], where)
     return model.eval(), diffusion, from_dict(SampleConfig, config["sample"], where), digest
@@ -226,13 +232,12 @@ def load_model(folder: Path) -> tuple[PIDM, DiffusionConfig, SampleConfig, str]:
 
 def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Copy weights into a network; the first five that do not fit are named (BAD_DATA)."""
-    check_weights(model, weights, path)
+    check_weights(model.state_dict(), weights, path)
     model.load_state_dict(dict(weights))
 
 
-def check_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse weights of another network, and those that are no numbers (BAD_DATA)."""
-    own = model.state_dict()
+def check_weights(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights of other names or shapes than `own`, and such as are no numbers (BAD_DATA)."""
     wrong = [f"{k} is missing" for k in own if k not in weights]
     wrong += [f"{k} is unknown" for k in weights if k not in own]
     wrong += [
@@ -242,5 +247,9 @@ def check_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], path: P
     ]
     if wrong:
         raise UserError(f"{path}: weights of another network: {'; '.join(wrong[:5])}", BAD_DATA)
-    if bad := [k for k in own if not weights[k].isfinite().all()]:
+    _refuse_nan(weights, path)
+
+
+def _refuse_nan(weights: Mapping[str, Tensor], path: Path) -> None:
+    if bad := [name for name, value in weights.items() if not value.isfinite().all()]:
         raise UserError(f"{path}: NaN or infinite values in {bad[0]}", BAD_DATA)

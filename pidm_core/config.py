@@ -108,7 +108,8 @@ class TrainConfig:
     steps: int = 2_000_000
     """Optimizer steps in all."""
     batch_size: int = 8
-    """Pairs per step and process."""
+    """Pairs per step and process; a run that goes on with more or fewer processes keeps the pairs
+    of a step, all processes together."""
     lr: float = 2e-5
     """Adam's learning rate, after the warm-up."""
     warmup_steps: int = 5000
@@ -137,7 +138,10 @@ class TrainConfig:
     save_every: int = 5000
     """Steps between checkpoints."""
     keep: int = 2
-    """Checkpoints kept (at least 2)."""
+    """Checkpoints kept, counting only good ones; fewer than 2 are refused."""
+    bad_steps: int = 10
+    """Steps in a row with a NaN or infinite loss or gradient (each is skipped) after which the
+    training stops, back at its last checkpoint."""
     init: str = ""
     """Run folder or bundled model whose weights the training starts from."""
     withhold: float = 0.0
@@ -146,7 +150,7 @@ class TrainConfig:
     """Savings without a better one after which the training ends (0 = it never ends early)."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "save_every"):
+        for name in ("steps", "batch_size", "log_every", "save_every", "bad_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}: must be at least 1")
         if self.keep < 2:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pidm_core import __version__
 from pidm_core.checkpoint import (
+    check_weights,
     find_model,
     latest_checkpoint,
     load_model,
@@ -18,15 +22,21 @@ from pidm_core.checkpoint import (
     save_model,
 )
 from pidm_core.config import PIDMConfig, TrainConfig
+from pidm_core.files import BAD_DATA, UserError, sha256
 from pidm_core.hardware import Placement
 from pidm_core.model import PIDM
+from pidm_core.seen import FILE as SEEN
 
+log = logging.getLogger(__name__)
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 class State:
     """Network, fp32 master weights, Adam, EMA: what a checkpoint holds."""
 
     def __init__(self, config: PIDMConfig, placement: Placement) -> None:
         self.config, self.placement = config, placement
+        self.batch = 0  # pairs of a step, those of all processes together
+        self.worlds: dict[str, int] = {}  # processes by the step from which they trained
         torch.manual_seed(config.train.seed)
         network = PIDM(config.model, recompute=config.train.recompute)
         names = [name for name, _ in network.named_parameters()]
@@ -38,13 +48,17 @@ class State:
         self.adam = torch.optim.Adam(values, lr=config.train.lr, foreach=True)
         self._publish()
 
-    def update(self, step: int) -> None:
-        """Clip, one Adam step on the master weights, EMA, and the new weights to the network."""
-        options = self.config.train
+    def clip(self) -> Tensor:
+        """Move the gradients to the master weights, clipped; their norm before that."""
         for value, parameter in zip(self.master.values(), self._parameters, strict=True):
             grad = torch.zeros_like(value) if parameter.grad is None else parameter.grad.float()
             value.grad, parameter.grad = grad, None
-        nn.utils.clip_grad_norm_(self.master.values(), options.clip_norm, foreach=True)
+        limit = self.config.train.clip_norm
+        return nn.utils.clip_grad_norm_(self.master.values(), limit, foreach=True)
+
+    def update(self, step: int) -> None:
+        """One Adam step with the clipped gradients, EMA, and the new weights to the network."""
+        options = self.config.train
         self.adam.param_groups[0]["lr"] = learning_rate(step, options)
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
@@ -68,43 +82,85 @@ class State:
         self._fill(self.ema, weights)
         self._publish()
 
-    def save(self, run: Path, step: int, world: int, *, model: bool = True) -> None:
+    def save(self, run: Path, step: int, *, model: bool = True) -> None:
         """Write a checkpoint and, unless told not to, the model folder."""
         adam = self.adam.state_dict()["state"]
         moments = {
             f"{name}.{key}": adam[index][key]
             for index, name in enumerate(self.master)
-            for key in ("exp_avg", "exp_avg_sq", "step")
+            for key in MOMENTS
         }
-        options = self.config.train
+        samples = step * self.batch
         if model:  # first: a kill in between must not leave a checkpoint whose model is lost
-            save_model(run / "model", self.ema, self.config, card=_card(self.config, step, world))
-        save_checkpoint(
-            run,
-            step,
-            {"weights": self.master, "ema": self.ema, "adam": moments},
-            {"samples": step * options.batch_size * world, "world": world, "version": __version__},
-            keep=options.keep,
-        )
+            card = _card(self.config, step, samples)
+            save_model(run / "model", self.ema, self.config, card=card)
+        state = {
+            "samples": samples,
+            "worlds": self.worlds,
+            "version": __version__,
+            "model": (run / "model").is_dir(),
+            "seen": sha256(run / SEEN) if (run / SEEN).is_file() else "",
+        }
+        parts = {"weights": self.master, "ema": self.ema, "adam": moments}
+        save_checkpoint(run, step, parts, state, keep=self.config.train.keep)
 
-    def resume(self, run: Path) -> int:
-        """Load the newest good checkpoint; return the number of steps that are done."""
-        found = latest_checkpoint(run)
-        if found is None:
-            return 0
-        state, tensors = found
+    def resume(self, run: Path, world: int) -> int:
+        """Load the newest good checkpoint; return the number of steps that are done.
+
+        The pairs of a step stay as many as they were, however many processes share them now.
+        Raises UserError for a checkpoint of another network and for a number of processes that
+        cannot share them.
+        """
+        found, step = latest_checkpoint(run), 0
+        self.batch = self.config.train.batch_size * world
+        if found:
+            step = self._position(found[0], run)
+            self._take(found[1], run)
+        before = next(reversed(self.worlds.values()), 0)
+        if self.batch % world:
+            raise UserError(
+                f"{run}: {world} processes cannot share the {self.batch} pairs of a step equally; "
+                f"take as many as before ({before}), or another divisor"
+            )
+        if before != world:
+            self.worlds[str(step)] = world
+        if before not in (0, world):
+            log.warning(
+                "%s: from step %d on %d processes train instead of %d, with %d pairs each: the "
+                "same pairs in the same order, but other noise",
+                run, step, world, before, self.batch // world,
+            )  # fmt: skip
+        return step
+
+    def _position(self, state: Any, run: Path) -> int:
+        """The step of a checkpoint's state.json; sets what the state says of the batches."""
+        try:
+            step, self.batch = int(state["step"]), int(state["samples"]) // int(state["step"])
+            worlds = state.get("worlds") or {"0": state["world"]}  # 0.1.0 wrote one number
+            self.worlds = {str(int(key)): int(number) for key, number in worlds.items()}
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{run}: state.json of a checkpoint is not ours", BAD_DATA) from error
+        return step
+
+    def _take(self, tensors: Mapping[str, dict[str, Tensor]], run: Path) -> None:
+        """Take the tensors of a checkpoint."""
+        moments = {
+            f"{name}.{key}": torch.zeros(()) if key == "step" else value
+            for name, value in self.master.items()
+            for key in MOMENTS
+        }
+        for part, own in (("weights", self.master), ("ema", self.ema), ("adam", moments)):
+            check_weights(own, tensors.get(part, {}), run / f"checkpoints/…/{part}.safetensors")
         self._fill(self.master, tensors["weights"])
         self._fill(self.ema, tensors["ema"])
         for name, value in self.master.items():
-            keys = ("exp_avg", "exp_avg_sq", "step")
-            moments = {key: tensors["adam"][f"{name}.{key}"] for key in keys}
-            device = self.placement.device
             self.adam.state[value] = {
-                key: moment.to("cpu" if key == "step" else device)
-                for key, moment in moments.items()
+                key: tensors["adam"][f"{name}.{key}"].to(
+                    "cpu" if key == "step" else self.placement.device
+                )
+                for key in MOMENTS
             }
         self._publish()
-        return int(state["step"])
 
     @staticmethod
     def _fill(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
@@ -130,8 +186,7 @@ def learning_rate(step: int, options: TrainConfig) -> float:
     return options.lr * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def _card(config: PIDMConfig, step: int, world: int) -> str:
-    images = step * config.train.batch_size * world
+def _card(config: PIDMConfig, step: int, images: int) -> str:
     return f"""---
 library_name: pidm-reid
 tags: [person-image-synthesis, diffusion, re-identification]

@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,17 @@ from pidm_core.config import PIDMConfig, TrainConfig, load_config, save_config, 
 from pidm_core.data import Batch, Pairs, Record, order
 from pidm_core.datasets import read_people, withhold
 from pidm_core.diffusion import Diffusion, drop_conditions, sample_images
-from pidm_core.files import BAD_DATA, UserError, encode_png, read_json, write_bytes, write_json
+from pidm_core.files import (
+    BAD_DATA,
+    ENVIRONMENT,
+    TERMINATED,
+    UserError,
+    encode_png,
+    read_json,
+    write_bytes,
+    write_json,
+)
+from pidm_core.folders import clear_leftovers, only_writer
 from pidm_core.hardware import Placement, place, to_uint8
 from pidm_core.model import PIDM
 from pidm_core.pose import pose_map
@@ -46,6 +56,7 @@ HARMLESS = (
     "train.keep",
     "train.steps",
     "train.recompute",
+    "train.bad_steps",
 )
 GRID_ROWS = 8
 JUDGED_IMAGES = 256
@@ -56,12 +67,13 @@ class Progress:
     """One optimizer step that is done."""
 
     step: int
-    loss: float  # Eq. 4, mean over the batch of this process
+    loss: float  # Eq. 4, mean over the batch of all processes
     mse: float
     vlb: float
     images_per_second: float  # of all processes
     seconds: float  # since the step before, its saving and judging included
-    stopping: bool  # a signal asked to stop; the checkpoint is written
+    skipped: bool  # loss or gradient are NaN or infinite: the weights stayed as they were
+    stopping: int  # exit code if a signal asked to stop and the checkpoint is written, else 0
 
 
 def load_pairs(config: PIDMConfig) -> Pairs:
@@ -88,57 +100,83 @@ def train(config: PIDMConfig, run: Path) -> Iterator[Progress]:
     Writes config.yaml, env.json, seen.json, metrics.jsonl, samples/, checkpoints/ and model/ (with
     train.withhold the best saved one, judged in withheld.json; else the last).
     SIGINT and SIGTERM finish the step and save. Raises UserError for a run folder that holds
-    another configuration, and for a loss that is no longer finite.
+    another configuration or in which another process trains, for train.bad_steps steps in a row
+    whose loss is not finite (BAD_DATA), and where memory does not suffice (ENVIRONMENT).
     """
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    with ExitStack() as held, _names_memory(run):
+        _on_the_first(accelerator, lambda: held.enter_context(_alone(run)))
+        yield from _train(config, run, accelerator)
+
+
+def _train(config: PIDMConfig, run: Path, accelerator: Accelerator) -> Iterator[Progress]:
     placement = place(config.train.precision, accelerator.device)
     state = State(config, placement)
     pairs, withheld = _divided_pairs(config)
     images = pairs.records + (withheld.records if withheld else [])
     _on_the_first(accelerator, lambda: _open_run(config, run, placement, accelerator, images))
-    start = state.resume(run)
+    world, rank = accelerator.num_processes, accelerator.process_index
+    start = state.resume(run, world)
+    _same_start(accelerator, run, start)
     if start == 0 and config.train.init:
         state.start_from(config.train.init)
     judge = _Judge(run, start, state, withheld) if withheld else None
     if judge and judge.exhausted():
         return
     loss_of = accelerator.prepare(HybridLoss(state.model, Diffusion(config.diffusion), config))
-    world, rank = accelerator.num_processes, accelerator.process_index
     grids = accelerator.is_main_process and config.train.sample_every > 0
+    share = state.batch // world
 
-    with _stop_signal() as stop, _Batches(pairs, config.train, world, rank) as batches:
+    with _stop_signal() as stop, _Batches(pairs, config.train, share, world, rank) as batches:
         clock, metrics = time.monotonic(), _Metrics(run, start)
+        saved, in_a_row, due = start, 0, False
         for step in range(start, config.train.steps):
             seed = _step_seed(config.train.seed, step, rank)
             torch.manual_seed(seed)
             mse, vlb = loss_of(*_tensors(batches[step], placement))
-            loss = mse + vlb
-            accelerator.backward(loss)
-            state.update(step)
+            accelerator.backward(mse + vlb)
+            # The one wait of a step for the device: all processes hear the same of all.
+            heard = torch.stack([mse, vlb, state.clip(), mse.new_tensor(stop())]).detach()
+            mse_sum, vlb_sum, norm, signals = accelerator.reduce(heard).tolist()
+            skipped = not math.isfinite(mse_sum + vlb_sum + norm)
+            in_a_row = in_a_row + 1 if skipped else 0
+            if not skipped:
+                state.update(step)
             done, last = step + 1, step + 1 == config.train.steps
-            if stop():
-                accelerator.set_trigger()  # all processes must end at the same step
-            stopped = accelerator.check_trigger()
-            stopping = stopped or last
-            values = torch.stack([loss, mse, vlb]).detach().tolist()
+            stopped = (stop() or TERMINATED) if signals and not skipped else 0
+            stopping = bool(stopped) or last
             seconds, clock = time.monotonic() - clock, time.monotonic()
-            rate = config.train.batch_size * world / max(seconds, 1e-9)
-            progress = Progress(done, values[0], values[1], values[2], rate, seconds, stopped)
-            if not math.isfinite(progress.loss):
+            progress = Progress(
+                step=done,
+                loss=(mse_sum + vlb_sum) / world,
+                mse=mse_sum / world,
+                vlb=vlb_sum / world,
+                images_per_second=state.batch / max(seconds, 1e-9),
+                seconds=seconds,
+                skipped=skipped,
+                stopping=stopped,
+            )
+            if in_a_row == config.train.bad_steps:
+                if accelerator.is_main_process:
+                    metrics.add(progress, write=True)
                 raise UserError(
-                    f"{run}: the loss is {progress.loss} at step {done}; the last checkpoint is "
-                    "good, lower train.lr and train on in a new folder with --train.init",
+                    f"{run}: no finite loss in {in_a_row} steps up to step {done}; the run is back "
+                    f"at step {saved}; lower train.lr and train on in a new folder with "
+                    f"--train.init {run}",
                     BAD_DATA,
                 )
-            regular = last or done % config.train.save_every == 0
+            due |= last or done % config.train.save_every == 0
+            regular = due and (last or not skipped)  # put off until the loss is a number again
+            due &= not regular
             saving = stopping or regular
+            saved = done if saving else saved
             # A signal's saving is not judged: it must not change which model is kept.
             keep = judge is None or (regular and judge.better(done, accelerator))
             stopping |= judge is not None and judge.exhausted()
             if accelerator.is_main_process:
                 metrics.add(progress, write=stopping or done % config.train.log_every == 0)
                 if saving:
-                    state.save(run, done, world, model=keep)
+                    state.save(run, done, model=keep)
                 if grids and (last or done % config.train.sample_every == 0):
                     path = run / "samples" / f"step_{done:08d}.png"
                     write_bytes(path, encode_png(sample_grid(state, pairs)))
@@ -268,8 +306,11 @@ def _tensors(batch: Batch, placement: Placement) -> tuple[Tensor, Tensor, Tensor
 class _Batches:
     """The batches of each step, the next one prepared in a thread while this one trains."""
 
-    def __init__(self, pairs: Pairs, options: TrainConfig, world: int, rank: int) -> None:
-        self.pairs, self.options, self.world, self.rank = pairs, options, world, rank
+    def __init__(
+        self, pairs: Pairs, options: TrainConfig, share: int, world: int, rank: int
+    ) -> None:
+        self.pairs, self.options = pairs, options
+        self.share, self.world, self.rank = share, world, rank
         self._pool = ThreadPoolExecutor(1)
         self._next: tuple[int, Future[Batch]] | None = None
 
@@ -284,8 +325,8 @@ class _Batches:
         indices = order(
             len(self.pairs),
             seed=options.seed,
-            position=step * options.batch_size * self.world,
-            batch_size=options.batch_size,
+            position=step * self.share * self.world,
+            batch_size=self.share,
             world=self.world,
             rank=self.rank,
         )
@@ -370,35 +411,89 @@ class _Metrics:
     def __init__(self, run: Path, start: int) -> None:
         self.path = run / "metrics.jsonl"
         self._since: list[Progress] = []
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= start]
+        text = self.path.read_text(errors="replace") if self.path.is_file() else ""
+        kept = [line for line in text.splitlines() if _up_to(line, start)]
         write_bytes(self.path, "".join(f"{line}\n" for line in kept).encode())
 
     def add(self, progress: Progress, *, write: bool) -> None:
         self._since.append(progress)
         if not write:
             return
-        names = ("loss", "mse", "vlb", "images_per_second")
-        means = {n: float(np.mean([getattr(p, n) for p in self._since])) for n in names}
-        means["seconds"] = sum(p.seconds for p in self._since)
+        good = [p for p in self._since if not p.skipped]
+        means = {
+            name: float(np.mean([getattr(p, name) for p in good])) if good else None
+            for name in ("loss", "mse", "vlb", "images_per_second")
+        }
+        counts = {
+            "seconds": sum(p.seconds for p in self._since),
+            "skipped": len(self._since) - len(good),
+        }
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": progress.step, **means}) + "\n")
+            file.write(json.dumps({"step": progress.step, **means, **counts}) + "\n")
         self._since = []
 
 
+def _up_to(line: str, step: int) -> bool:
+    """Whether a line of metrics.jsonl is of this step or before; no line that a kill tore is."""
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+# ---------------------------------------------------------------- what may come between
+
+
 @contextmanager
-def _stop_signal() -> Iterator[Callable[[], bool]]:
-    """Between steps, tell whether SIGINT or SIGTERM came; a second signal ends at once."""
+def _alone(run: Path) -> Iterator[None]:
+    """Be the only process that writes in the run folder, and clear up after those that died."""
+    with only_writer(run):
+        for folder in (run, run / "checkpoints", run / "samples"):
+            clear_leftovers(folder)
+        yield
+
+
+def _same_start(accelerator: Accelerator, run: Path, start: int) -> None:
+    """Refuse processes that do not see the same run folder (ENVIRONMENT)."""
+    first = [start]
+    broadcast_object_list(first)
+    if first[0] != start:
+        raise UserError(
+            f"{run}: this process finds step {start} there and the first one step {first[0]}; all "
+            "machines must share the folder",
+            ENVIRONMENT,
+        )
+
+
+@contextmanager
+def _names_memory(run: Path) -> Iterator[None]:
+    """Say which setting to lower where the memory of device or host does not suffice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and "tried to allocate" not in str(error):  # the CPU's has no type of its own
+            raise
+        raise UserError(
+            f"{run}: out of memory; run the same command again with --train.recompute, or train in "
+            "another folder with a lower --train.batch-size",
+            ENVIRONMENT,
+        ) from error
+
+
+@contextmanager
+def _stop_signal() -> Iterator[Callable[[], int]]:
+    """Between steps, tell the exit code if SIGINT or SIGTERM came; a second ends at once."""
     received: list[int] = []
 
     def handle(signum: int, frame: object) -> None:
         if received:
             raise SystemExit(128 + signum)
-        received.append(signum)
+        received.append(128 + signum)
 
     old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(received)
+        yield lambda: received[0] if received else 0
     finally:
         for signum, handler in old.items():
             signal.signal(signum, handler)

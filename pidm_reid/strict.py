@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from pidm_core import (
-    TERMINATED,
     PIDMConfig,
     UserError,
     load_config,
@@ -38,7 +37,7 @@ def train_strict(work: Work, keypoints: Path, config: PIDMConfig, run: Path) -> 
     """Train (or go on with) the generator of a D_tr in its run folder.
 
     The folder `people` in it holds links to D_tr and their joints: all that the training sees.
-    Raises UserError (TERMINATED) when a signal ended it; the same call goes on.
+    Raises UserError (TERMINATED or 130) when a signal ended it; the same call goes on.
     """
     from pidm_core import train
 
@@ -61,7 +60,7 @@ def train_strict(work: Work, keypoints: Path, config: PIDMConfig, run: Path) -> 
     steps = train.train(config, run)
     for step in train.watch(steps, total=config.train.steps, label=f"train {run}"):
         if step.stopping:
-            raise UserError(f"{run}: stopped and saved at step {step.step}", TERMINATED)
+            raise UserError(f"{run}: stopped and saved at step {step.step}", step.stopping)
 
 
 def training_seconds(run: Path) -> float:

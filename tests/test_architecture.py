@@ -18,7 +18,7 @@ ANY = {"files", "config"}
 ARROWS = {
     "pidm_core": {
         "files": "", "config": "", "keypoints": "", "hardware": "", "image_metrics": "",
-        "image_names": "",
+        "folders": "", "image_names": "", "verify": "folders seen",
         "model": "", "diffusion": "", "progress": "", "feature_metrics": "",
         "weight_files": "",
         "feature_networks": "checkpoint hardware weight_files",
@@ -32,12 +32,13 @@ ARROWS = {
         "pair_lists": "data keypoints",
         "datasets": "data keypoints pair_lists",
         "estimator": "data hardware keypoints pose weight_files",
-        "checkpoint": "model weight_files",
+        "checkpoint": "folders model weight_files",
         "official": "model checkpoint weight_files",
         "pipeline": "model diffusion pose checkpoint hardware",
         "seen": "data",
-        "state": "checkpoint hardware model",
-        "train": "data datasets keypoints pose model diffusion hardware progress seen state",
+        "state": "checkpoint hardware model seen",
+        "train":
+            "data datasets diffusion folders hardware keypoints model pose progress seen state",
         "toy_people": "", "toy_render": "toy_body toy_people",
         "toy_body": "toy_people",
         "toy_cameras": "toy_people toy_render",

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pidm_core import DONE, SKIPPED, TERMINATED, UserError, parse, run
+from pidm_core import DONE, SKIPPED, UserError, parse, run
 from pidm_core.config import AblationTable, ImageTable
 from pidm_reid.config import ReidTable
 
@@ -116,7 +116,7 @@ def ablation(argv: list[str]) -> int:
         for step in watch(steps, total=options.train.steps, label=texture):
             if step.stopping:
                 print(f"stopped and saved at step {step.step}; the same command goes on")
-                return TERMINATED
+                return step.stopping
     for row in variants.ROWS:
         sum(track(variants.draw_row(options, row), total=pairs, label=row, unit="images"))
     return _score(table)

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from pidm_core import DONE, TERMINATED, PIDMConfig, parse, run
+from pidm_core import DONE, PIDMConfig, parse, run
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     for step in watch(steps, total=config.train.steps, label="train") if talks else steps:
         if step.stopping:
             say(f"stopped and saved at step {step.step}; the same command goes on")
-            return TERMINATED
+            return step.stopping
     say(f"{folder}: trained. Next: python tools/synthesize.py --run {folder} --ratio 0.4")
     return DONE
 

@@ -43,6 +43,7 @@ class Row:
     promised: str
     times: int = 0
     wrong: list[str] = field(default_factory=list)
+    compared: bool = False  # another tool beside ours: what it breaks is shown and no failure
 
     def check(self, good: bool, otherwise: str) -> None:
         """Count one case."""

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -35,6 +35,16 @@ MAX_DEPTH = 32  # of lists and sections in one another
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """Characters that break lines and names: controls, ends of lines, bytes that are not UTF-8."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
+TRAINED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+GENERATED = (
+    "<?xpacket begin='\ufeff' id='W5M0MpCehiHzreSzNTczkc9d'?>"
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description '
+    'rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
+    f'Iptc4xmpExt:DigitalSourceType="{TRAINED}"/></rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
+)
+"""XMP that calls an image the work of a trained algorithm, in IPTC's words."""
 
 
 class UserError(Exception):
@@ -125,14 +135,20 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
-    """Encode uint8 (H, W, 3) as JPEG without chroma subsampling."""
-    return _encode(image, format="JPEG", quality=quality, subsampling=0)
+def encode_jpeg(image: np.ndarray, quality: int = 95, *, generated: bool = False) -> bytes:
+    """Encode uint8 (H, W, 3) as JPEG without chroma subsampling; if generated, its XMP says so."""
+    mark = {"xmp": GENERATED.encode()} if generated else {}
+    return _encode(image, format="JPEG", quality=quality, subsampling=0, **mark)
 
 
-def encode_png(image: np.ndarray) -> bytes:
-    """Encode uint8 (H, W, 3) as PNG."""
-    return _encode(image, format="PNG")
+def encode_png(image: np.ndarray, *, generated: bool = False) -> bytes:
+    """Encode uint8 (H, W, 3) as PNG; if generated, its XMP says so."""
+    from PIL.PngImagePlugin import PngInfo
+
+    mark = PngInfo()
+    if generated:
+        mark.add_itxt("XML:com.adobe.xmp", GENERATED)
+    return _encode(image, format="PNG", pnginfo=mark)
 
 
 def _encode(image: np.ndarray, **options: Any) -> bytes:
@@ -146,14 +162,17 @@ def _encode(image: np.ndarray, **options: Any) -> bytes:
 # ---------------------------------------------------------------- bytes and JSON
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all; makes the parent folders."""
+def write_bytes(path: str | Path, data: bytes | Iterator[bytes]) -> None:
+    """Write a file so that it is there whole or not at all; makes the parent folders.
+
+    data: all of it, or part after part.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -254,12 +273,15 @@ def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
         raise UserError(f"{path}: not UTF-8 text", BAD_DATA) from error
 
 
-def sha256(data: bytes | Path) -> str:
-    """SHA-256 of bytes, or of a file's content, in hex."""
+def sha256(data: bytes | Path | Iterator[bytes]) -> str:
+    """SHA-256 of bytes, of parts in turn, or of a file's content, in hex."""
     if isinstance(data, Path):
         with data.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256()
+    for part in [data] if isinstance(data, bytes) else data:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------- tools

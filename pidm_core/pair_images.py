@@ -101,7 +101,7 @@ def draw_pairs(
             shown = Image.fromarray(image)
             if target.shape[:2] != pipe.size:
                 shown = shown.resize(target.shape[1::-1], Image.Resampling.BICUBIC)
-            write_bytes(path, encode_png(np.asarray(shown)))
+            write_bytes(path, encode_png(np.asarray(shown), generated=True))
         yield len(batch)
 
 

@@ -35,7 +35,7 @@ from pidm_core import (
     track,
     write_json,
 )
-from pidm_reid import cameras, coverage, folder, generators, leaks, plan, retrieval
+from pidm_reid import cameras, coverage, folder, generators, leaks, lease, plan, retrieval
 from pidm_reid.config import SELECTION_RULE, ReidTable
 from pidm_reid.imported import import_images
 from pidm_reid.pool import open_pool
@@ -488,14 +488,16 @@ class Bench:
             return self._imported(cell)
         work = self.work(cell, CANDIDATES if row.selected else 1)
         out, generator = self.folder(cell), self.generator(cell)
-        todo = start(work, generator, out)
-        if row.selected:
-            todo = self._taken_over(cell, todo, generator)
-        if todo:
-            with folder.spending(out, "synthesis_seconds"):
-                batches = synthesize(todo, work, generator, out)
-                for _ in track(batches, total=len(todo), label=f"synthesize {out}", unit="images"):
-                    pass
+        with lease.hold(out):
+            todo: Sequence[Recipe] = start(work, generator, out)
+            if row.selected:
+                todo = self._taken_over(cell, todo, generator)
+            if todo:
+                label = f"synthesize {out}"
+                with folder.spending(out, "synthesis_seconds"):
+                    batches = synthesize(todo, work, generator, out)
+                    for _ in track(batches, total=len(todo), label=label, unit="images"):
+                        pass
         if row.selected:
             self._select(cell, work, out)
         made = folder.read_augmented(out)
@@ -508,7 +510,7 @@ class Bench:
             seconds={**folder.spent(out), "generator_seconds": self._generator_seconds(cell)},
         )
 
-    def _taken_over(self, cell: Cell, todo: list[Recipe], generator: Generator) -> list[Recipe]:
+    def _taken_over(self, cell: Cell, todo: Sequence[Recipe], generator: Generator) -> list[Recipe]:
         """Half of the candidates are those of the row without selection, and cost as much."""
         other = self.folder(replace(cell, row="PIDM-strict"))
         left = take_over(todo, generator, self.folder(cell), other)

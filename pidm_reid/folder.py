@@ -6,6 +6,7 @@ market1501/Market-1501-v15.09.15     link to '.'; and Market-1501-v15.09.15 to m
 split.json                           ratio, seed, the names of D_tr, how the rest was made
 plan.jsonl                           one recipe per line
 manifest.jsonl                       append-only ledger, one checksummed line per finished image
+manifest-03-of-16.jsonl              the same, of a part; all of them are read as one
 selection.jsonl                      what a selection thinks of each image, if there was one
 cost.jsonl                           seconds that were spent on it, a line each time
 """
@@ -149,30 +150,51 @@ def read_people(
 # ---------------------------------------------------------------- ledger
 
 
+def ledger_of(out: Path, shard: tuple[int, int] = (1, 1)) -> Path:
+    """The ledger that the k-th of n writers appends to."""
+    return out / (MANIFEST if shard[1] == 1 else f"manifest-{shard[0]:02d}-of-{shard[1]:02d}.jsonl")
+
+
+def ledgers(path: Path) -> list[Path]:
+    """A ledger and those of the parts beside it, as far as they are there."""
+    parts = sorted(path.parent.glob(f"{path.stem}-*-of-*{path.suffix}"))
+    return [file for file in (path, *parts) if file.is_file()]
+
+
 def read_ledger(path: Path) -> dict[str, dict[str, Any]]:
     """File name -> entry of every whole line; a torn or altered line is as if never written.
 
     Raises UserError (BAD_DATA) for a name that leads out of the folder.
     """
-    entries: dict[str, dict[str, Any]] = {}
-    if not path.is_file():
-        return entries
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                entry = json.loads(line)
-                whole = entry.pop("check") == _check(entry)
-            except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
-                continue
-            if whole:
-                entries[refuse_path(entry.get("file_name"), str(path))] = entry
-    return entries
+    return {entry["file_name"]: entry for entry in ledger_entries(path)}
+
+
+def ledger_entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The entry of every whole line, those of the parts included, one at a time."""
+    for file in ledgers(path):
+        with file.open("rb") as lines:
+            for line in lines:
+                if entry := parse_entry(line):
+                    refuse_path(entry.get("file_name"), str(file))
+                    yield entry
+
+
+def parse_entry(line: bytes) -> dict[str, Any] | None:
+    """The entry of a ledger's line; None for a line that `append_ledger` did not write."""
+    text, mark, check = line.rpartition(b', "check": "')
+    text += b"}"
+    if not mark or check.rstrip() != f'{_check(text)}"}}'.encode():
+        return None
+    try:
+        entry = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) else None
 
 
 def append_ledger(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
     """Append one line per entry in a single write, flushed to the disk."""
-    lines = [json.dumps({**entry, "check": _check(entry)}, ensure_ascii=False) for entry in entries]
-    data = "".join(line + "\n" for line in lines).encode()
+    data = b"".join(map(_ledger_line, entries))
     with open_own(path, "ab") as file:
         if file.tell() and _last_byte(path) != b"\n":  # a line torn by a crash
             data = b"\n" + data
@@ -189,11 +211,16 @@ def open_own(path: Path, mode: str) -> IO[Any]:
 def is_finished(folder: Path, entry: Mapping[str, Any]) -> bool:
     """Whether the image of a ledger entry is there with the bytes that were written."""
     path = folder / entry["file_name"]
-    return path.is_file() and bool(sha256(path) == entry.get("sha256"))
+    return path.is_file() and bool(sha256(path.read_bytes()) == entry.get("sha256"))
 
 
-def _check(entry: Mapping[str, Any]) -> str:
-    return str(sha256(json.dumps(entry, ensure_ascii=False).encode()))[:16]
+def _ledger_line(entry: Mapping[str, Any]) -> bytes:
+    text = json.dumps(entry, ensure_ascii=False).encode()
+    return text[:-1] + f', "check": "{_check(text)}"}}\n'.encode()
+
+
+def _check(text: bytes) -> str:
+    return str(sha256(text))[:16]
 
 
 def _last_byte(path: Path) -> bytes:

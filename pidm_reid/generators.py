@@ -27,7 +27,7 @@ def newest_run(runs: Path = Path("runs")) -> str:
     return BUNDLED
 
 
-def pidm(run: str, *, sampling: Sampling, saw: str = "unknown") -> Generator:
+def pidm(run: str, *, sampling: Sampling, saw: str = "unknown", mark: bool = True) -> Generator:
     """PIDM as a generator: a run folder or bundled model, its sampling, what it was trained on."""
     from pidm_core import PIDMPipeline
 
@@ -39,6 +39,7 @@ def pidm(run: str, *, sampling: Sampling, saw: str = "unknown") -> Generator:
         size=pipe.size,
         batch_size=pipe.settings.batch_size,
         saw=saw,
+        mark=mark,
     )
 
 
@@ -63,4 +64,5 @@ def run_data(run: str) -> tuple[str, str]:
 def oracle(data: Path) -> Generator:
     """ToyMarket's own pen: the same plan drawn, the ceiling of what pose augmentation can bring."""
     version = f"toy_market {toy_market.VERSION} {toy_market.world_hash()}"
-    return Generator(toy_market.oracle_render(data), version, {}, saw="drawn people")
+    render = toy_market.oracle_render(data)
+    return Generator(render, version, {}, saw="drawn people", mark=False)  # by no trained one

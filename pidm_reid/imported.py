@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,21 +21,28 @@ from pidm_core import (
     without_seed,
     write_bytes,
 )
-from pidm_reid import folder, plan
+from pidm_reid import folder, lease, plan
 from pidm_reid.plan import Recipe
 from pidm_reid.synthesize import Generator, Work, ledger_entry, start
 
 
 def import_images(
-    work: Work, images: Path, out: Path, *, real: Mapping[str, str], copy: bool = False
+    work: Work,
+    images: Path,
+    out: Path,
+    *,
+    real: Mapping[str, str],
+    copy: bool = False,
+    mark: bool = True,
 ) -> Iterator[str]:
     """Take over images that another generator made; yields '' for each, or why it was left out.
 
     Person and camera come from the first `pid_cC` in a name, as in <source>_2_<target>_vis.png.
     real: content_key -> name of the data set's images. Left out: copies of these, broken files,
     people that are not in D_tr, and images made from a training image that is not in D_tr (its
-    method would have seen more than the others). Raises UserError for an
-    empty folder, and for test pairs that tools/render_pairs.py drew.
+    method would have seen more than the others). mark: the files taken over say that they are
+    generated. Raises UserError for an empty folder, and for test pairs that
+    tools/render_pairs.py drew.
     """
     note = images / "pairs.json"
     if note.is_file() and read_json(note).get("role") == "eval":
@@ -48,9 +55,17 @@ def import_images(
     if not files:
         raise UserError(f"{images}: no images (.jpg or .png) in it", BAD_DATA)
     renderer = f"imported:{plan.fingerprint({path.name: sha256(path) for path in files})}"
-    foreign = Generator(_no_render, renderer, {})
-    work = dataclasses.replace(work, recipes=[], split={**work.split, "recipes": 0, "plan": ""})
-    start(work, foreign, out, copy=copy)
+    foreign = Generator(_no_render, renderer, {}, mark=mark)
+    split = {**work.split, "recipes": 0, "plan": ""}
+    work = dataclasses.replace(work, recipes=work.recipes[:0], split=split)
+    with lease.hold(out):
+        start(work, foreign, out, copy=copy)
+        yield from _take_over(files, work, foreign, out, real=real)
+
+
+def _take_over(
+    files: Sequence[Path], work: Work, foreign: Generator, out: Path, *, real: Mapping[str, str]
+) -> Iterator[str]:
     ledger = folder.read_ledger(out / folder.MANIFEST)
     train = out / folder.BASE / folder.TRAIN
     stems = {record.name.rpartition(".")[0]: record for record in work.real}
@@ -64,7 +79,7 @@ def import_images(
             recipe = _imported_recipe(path, stems, people, numbers)
             entry = ledger.get(recipe.file_name)
             if not entry or not folder.is_finished(train, entry):
-                data = encode_jpeg(load_image(path))
+                data = encode_jpeg(load_image(path), generated=foreign.mark)
                 write_bytes(train / recipe.file_name, data)
                 line = {**ledger_entry(recipe, foreign, data), "imported": path.name}
                 folder.append_ledger(out / folder.MANIFEST, [line])

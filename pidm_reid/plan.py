@@ -16,7 +16,8 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from functools import cached_property
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 
@@ -43,6 +44,81 @@ class Recipe:
     replica: int  # running number among the images made from this source
     seed: int  # of the noise
     role: Role = "train"  # eval: query and gallery people; never to be trained on
+
+
+@dataclass(frozen=True, eq=False)
+class Recipes(Sequence[Recipe]):
+    """Recipes sorted by file name, each made when it is asked for; they take 4 bytes each.
+
+    A slice, and `take`, give some of the same plan.
+    """
+
+    sources: Sequence[Record]  # sorted by stem; of the k-th come the places first[k]:first[k + 1]
+    content: Mapping[str, str]  # name of a source -> SHA-256 of its file
+    poses: PosePool
+    seed: int
+    first: np.ndarray  # int (S + 1,)
+    chosen: np.ndarray  # int32 (N,), places in the pool of poses
+    role: Role = "train"
+    among: np.ndarray | None = None  # places of these recipes in the plan, rising; None: all
+
+    def __len__(self) -> int:
+        return len(self.chosen if self.among is None else self.among)
+
+    @overload
+    def __getitem__(self, index: int) -> Recipe: ...
+    @overload
+    def __getitem__(self, index: slice) -> Recipes: ...
+    def __getitem__(self, index: int | slice) -> Recipe | Recipes:
+        if isinstance(index, slice):
+            return self.take(np.arange(*index.indices(len(self)), dtype=np.int32))
+        at = range(len(self))[index]
+        return self._at(at if self.among is None else int(self.among[at]))
+
+    def __iter__(self) -> Iterator[Recipe]:
+        return (self[k] for k in range(len(self)))
+
+    def take(self, indices: np.ndarray) -> Recipes:
+        """Those at these indices, which must rise."""
+        among = indices if self.among is None else self.among[indices]
+        return dataclasses.replace(self, among=among)
+
+    def index_of(self, file_name: str) -> int | None:
+        """Where the recipe of an image stands, if it is among these."""
+        stem, _, number = file_name.removesuffix(".jpg").rpartition("_pidm")
+        k = self._ranks.get(stem)
+        if k is None or not number.isdecimal():
+            return None
+        at = int(self.first[k]) + int(number)
+        if at >= self.first[k + 1]:
+            return None
+        if self.among is None:
+            return at
+        found = int(np.searchsorted(self.among, at))
+        return found if found < len(self.among) and self.among[found] == at else None
+
+    @cached_property
+    def _ranks(self) -> dict[str, int]:
+        return {_stem(record): k for k, record in enumerate(self.sources)}
+
+    def _at(self, place: int) -> Recipe:
+        k = int(np.searchsorted(self.first, place, side="right")) - 1
+        source, pose, replica = self.sources[k], self.chosen[place], place - int(self.first[k])
+        content, joints = self.content[source.name], self.poses.hashes[pose]
+        return Recipe(
+            file_name=f"{_stem(source)}_pidm{replica:04d}.jpg",
+            source=source.name,
+            source_sha256=content,
+            pose=self.poses.names[pose],
+            pose_sha256=joints,
+            replica=replica,
+            seed=image_seed(self.seed, content, joints, replica),
+            role=self.role,
+        )
+
+
+def _stem(record: Record) -> str:
+    return record.name.rpartition(".")[0]
 
 
 # ---------------------------------------------------------------- D_tr
@@ -140,7 +216,7 @@ def make_recipes(
     policy: PlanPolicy = UNIFORM,
     bodies: Mapping[str, np.ndarray] | None = None,
     role: Role = "train",
-) -> list[Recipe]:
+) -> Recipes:
     """The recipes, sorted by file name; `content` maps a source's name to its file's SHA-256.
 
     times: the amount of every source, so many times over. bodies: joints of D_tr's images by
@@ -165,32 +241,23 @@ def make_recipes(
     ]
     if policy.source_policy == "cameras":
         turns = _share_among_cameras(turns, shuffled, seed=seed)
-        _check_amount(times * max(Counter(r.name for r in turns).values(), default=0))
+    ordered = sorted(sources, key=_stem)
+    amounts = Counter(record.name for record in turns)
+    first = np.cumsum([0] + [times * amounts[record.name] for record in ordered])
+    _check_amount(int(np.diff(first).max(initial=0)))
+    following = {record.name: int(at) for record, at in zip(ordered, first[:-1], strict=True)}
     choice = _PoseChoice(sources, poses, policy, content=content, seed=seed, bodies=bodies)
-    replicas: Counter[str] = Counter()
-    recipes = []
-    for record in turns * times:
-        k, replica = choice.next(record), replicas[record.name]
-        replicas[record.name] += 1
-        recipes.append(
-            Recipe(
-                file_name=f"{record.name.rpartition('.')[0]}_pidm{replica:04d}.jpg",
-                source=record.name,
-                source_sha256=content[record.name],
-                pose=poses.names[k],
-                pose_sha256=poses.hashes[k],
-                replica=replica,
-                seed=image_seed(seed, content[record.name], poses.hashes[k], replica),
-                role=role,
-            )
-        )
+    chosen = np.empty(first[-1], dtype=np.int32)
+    for record in itertools.chain.from_iterable(itertools.repeat(turns, times)):
+        chosen[following[record.name]] = choice.next(record)
+        following[record.name] += 1
     if choice.misfits:
         log.warning(
             "same-scale %g: %d of %d sources, such as %s, have no other pose of their size "
             "and get poses of any size",
             policy.same_scale, len(choice.misfits), len(sources), choice.misfits[0],
         )  # fmt: skip
-    return sorted(recipes, key=lambda recipe: recipe.file_name)
+    return Recipes(ordered, content, poses, seed, first, chosen, role)
 
 
 def _check_amount(most: int) -> None:
@@ -292,7 +359,9 @@ class _PoseChoice:
             fill = {cell: (filled[cell], views[cell // coverage.POSTURES]) for cell in best}
             least = min(fill.values())
             best = [cell for cell in best if fill[cell] == least]
-        cell = best[_draw(self.seed, "cell", record.pid, filled.total(), below=len(best))]
+        cell = best[0]
+        if len(best) > 1:
+            cell = best[_draw(self.seed, "cell", record.pid, filled.total(), below=len(best))]
         filled[cell] += 1
         return next(draws[cell])
 
@@ -327,16 +396,16 @@ class _PoseChoice:
 def _draw_poses(places: np.ndarray, own: int, key: str) -> Iterator[int]:
     """Draw without end, the own pose never, none twice before all had their turn."""
     usable = len(places) - (own in places)
-    seen: set[int] = set()
+    seen = count = 0  # a bit for each pose: a set would take 60 bytes
     for attempt in itertools.count():
         k = int(places[_draw(key, "pose", attempt, below=len(places))])
         if not usable:  # a single pose, the source's own: better than nothing
             yield k
-        elif k != own and k not in seen:
+        elif k != own and not seen >> k & 1:
             yield k
-            seen.add(k)
-            if len(seen) == usable:
-                seen.clear()
+            seen, count = seen | 1 << k, count + 1
+            if count == usable:
+                seen = count = 0
 
 
 def image_seed(seed: int, source_sha256: str, pose_sha256: str, replica: int) -> int:
@@ -344,10 +413,10 @@ def image_seed(seed: int, source_sha256: str, pose_sha256: str, replica: int) ->
     return int(_digest(seed, source_sha256, pose_sha256, replica)[:16], 16) >> 1
 
 
-def write_recipes(recipes: Iterable[Recipe]) -> bytes:
-    """plan.jsonl: one recipe per line, file name first."""
-    lines = (json.dumps(dataclasses.asdict(recipe), ensure_ascii=False) for recipe in recipes)
-    return "".join(line + "\n" for line in lines).encode()
+def write_recipes(recipes: Iterable[Recipe]) -> Iterator[bytes]:
+    """The lines of plan.jsonl: one recipe each, file name first."""
+    for recipe in recipes:
+        yield json.dumps(vars(recipe), ensure_ascii=False).encode() + b"\n"
 
 
 # ---------------------------------------------------------------- development split

@@ -21,7 +21,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -254,7 +254,8 @@ class Succession:
                     "of the sources; on the fly knows one file only"
                 )
             self.bodies = in_one_frame(real, keypoints_of)
-        self.work = Work(real, [], poses, self.split, [])
+        nothing = plan.make_recipes(real, poses, content=self.content, seed=self.split["seed"])
+        self.work = Work(real, nothing, poses, self.split, [])
         self.path = path
         for slot, recipe in self.recipes(0).items():
             if any(self.manifest[slot].get(key) != value for key, value in vars(recipe).items()):
@@ -300,14 +301,15 @@ class Succession:
         elif not background:
             image = self.root / folder.BASE / folder.TRAIN / next(iter(self.manifest))
             size = load_image(image).shape[:2]
-            return Generator(cast(Render, render), "a callable", {}, size=size)
+            made = Generator(cast(Render, render), "a callable", {}, size=size)
+            return replace(made, mark=self.split.get("marked", False))
         else:
             made = cast(Callable[[], Generator], render)()
         old = {key: self.split[key] for key in ("renderer", "settings")}
         new = {"renderer": made.fingerprint, "settings": dict(made.settings)}
         if changes := folder.differences(old, new):
             raise UserError(f"{self.root}: was rendered otherwise ({'; '.join(changes)})")
-        return made
+        return replace(made, mark=self.split.get("marked", False))
 
     def paint(
         self,

@@ -2,7 +2,8 @@
 
 An image counts as done when the ledger holds its line (source, pose, seed, settings, renderer)
 and its file has the hash written there. Files are whole or not there at all, and appear before
-their line; so a run may be killed anywhere, repeated, and shared by many machines.
+their line; so a run may be killed anywhere, repeated, and shared by many machines. Every image
+says in its metadata that it is generated, unless the generator has no mark.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pidm_core import (
     BAD_DATA,
     Record,
     UserError,
+    __version__,
     check_frame,
     decode_image,
     encode_jpeg,
@@ -32,7 +34,7 @@ from pidm_core import (
 )
 from pidm_reid import folder, plan
 from pidm_reid.config import PlanPolicy
-from pidm_reid.plan import Recipe
+from pidm_reid.plan import Recipe, Recipes
 
 Render = Callable[[np.ndarray, np.ndarray, list[int]], np.ndarray]
 """sources uint8 (B, H, W, 3), keypoints float32 (B, 18, 2) px of the output frame, seeds ->
@@ -51,6 +53,7 @@ class Generator:
     size: tuple[int, int] | None = None  # (H, W) px of its images; None = that of the sources
     batch_size: int = 16  # always rendered together; short batches are padded
     saw: str = "unknown"  # D_tr | all train | drawn people | external | unknown
+    mark: bool = True  # its files say that a trained algorithm made them
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Work:
     """A plan with all that its execution needs."""
 
     real: list[Record]  # D_tr, readable
-    recipes: list[Recipe]
+    recipes: Recipes
     poses: plan.PosePool
     split: dict[str, Any]  # goes into split.json, with what is known of the renderer
     broken: list[str]  # why images were left out, one line each
@@ -198,16 +201,24 @@ def _pose_pool(
 
 
 def synthesize(
-    todo: Sequence[Recipe], work: Work, generator: Generator, out: Path
+    todo: Sequence[Recipe],
+    work: Work,
+    generator: Generator,
+    out: Path,
+    *,
+    shard: tuple[int, int] = (1, 1),
 ) -> Iterator[int]:
-    """Render what `start` found to do; yields the number of images of each finished batch."""
+    """Render what `start` found to do; yields the number of images of each finished batch.
+
+    shard: that of `start`; each part keeps a ledger of its own.
+    """
     train = out / folder.BASE / folder.TRAIN
     for images in draw(todo, work, generator):
         entries = []
         for recipe, data in images:
             write_bytes(train / recipe.file_name, data)
             entries.append(ledger_entry(recipe, generator, data))
-        folder.append_ledger(out / folder.MANIFEST, entries)
+        folder.append_ledger(folder.ledger_of(out, shard), entries)
         yield len(entries)
 
 
@@ -219,7 +230,8 @@ def draw(
     for first in range(0, len(recipes), generator.batch_size):
         batch = recipes[first : first + generator.batch_size]
         images = render_batch(batch, work, generator, sizes=sizes)
-        yield [(recipe, encode_jpeg(image)) for recipe, image in zip(batch, images, strict=True)]
+        files = [encode_jpeg(image, generated=generator.mark) for image in images]
+        yield list(zip(batch, files, strict=True))
 
 
 def start(
@@ -229,15 +241,18 @@ def start(
     *,
     shard: tuple[int, int] = (1, 1),
     copy: bool = False,
-) -> list[Recipe]:
+) -> Recipes:
     """Lay the folder out (or check the one that is there) and list what is still to render.
 
-    With shard (k, n) only of the k-th of n equal parts; parts may be rendered at once.
+    With shard (k, n) only of the k-th of n equal parts; parts may be rendered at once, each by
+    whoever holds its lease.
     Raises UserError if `out` was made with another configuration.
     """
     _refuse_same_folder(work, out)
     folder.start_folder(out, describe(work, generator))
-    write_bytes(out / folder.PLAN, plan.write_recipes(work.recipes))
+    path = out / folder.PLAN
+    if not path.is_file() or sha256(path) != work.split["plan"]:
+        write_bytes(path, plan.write_recipes(work.recipes))
     folder.lay_out(out, work.real, copy=copy)
     return missing(work.recipes[shard[0] - 1 :: shard[1]], generator, out)
 
@@ -248,14 +263,19 @@ def describe(work: Work, generator: Generator) -> dict[str, Any]:
         "renderer": generator.fingerprint,
         "settings": dict(generator.settings),
         "generator_saw": generator.saw,
+        **_marked(generator),
     }
     return {**work.split, **made_by}
 
 
-def missing(recipes: Sequence[Recipe], generator: Generator, out: Path) -> list[Recipe]:
+def missing(recipes: Recipes, generator: Generator, out: Path) -> Recipes:
     """Those of the recipes whose image is not there, or not what the ledger says."""
-    ledger = folder.read_ledger(out / folder.MANIFEST)
-    return [r for r in recipes if not _is_there(r, ledger.get(r.file_name, {}), generator, out)]
+    there = np.zeros(len(recipes), dtype=bool)
+    for entry in folder.ledger_entries(out / folder.MANIFEST):
+        index = recipes.index_of(entry["file_name"])
+        if index is not None:
+            there[index] = _is_there(recipes[index], entry, generator, out)
+    return recipes.take(np.flatnonzero(~there).astype(np.int32))
 
 
 def take_over(todo: Sequence[Recipe], generator: Generator, out: Path, other: Path) -> list[Recipe]:
@@ -289,7 +309,11 @@ def outlook(work: Work, generator: Generator, out: Path) -> str:
     begin = time.perf_counter()
     images = render_batch(batch, work, generator)
     seconds = (time.perf_counter() - begin) * len(todo) / generator.batch_size
-    size = sum(len(encode_jpeg(image)) for image in images) * len(todo) / len(batch)
+    size = (
+        sum(len(encode_jpeg(image, generated=generator.mark)) for image in images)
+        * len(todo)
+        / len(batch)
+    )
     return (
         f"{out}: {len(todo):,} of {len(work.recipes):,} images to generate, "
         f"about {seconds / 60:.1f} minutes here and {size / 2**20:.1f} MiB"
@@ -346,11 +370,17 @@ def _source(path: Path, size: tuple[int, int] | None) -> np.ndarray:
 
 def ledger_entry(recipe: Recipe, generator: Generator, data: bytes) -> dict[str, Any]:
     """The line of manifest.jsonl of an image whose file holds `data`."""
-    return {**vars(recipe), **_entry_without_image(generator), "sha256": sha256(data)}
+    made = {"version": __version__, "sha256": sha256(data)}
+    return {**vars(recipe), **_entry_without_image(generator), **made}
 
 
 def _entry_without_image(generator: Generator) -> dict[str, Any]:
-    return {"settings": dict(generator.settings), "renderer": generator.fingerprint}
+    made_by = {"settings": dict(generator.settings), "renderer": generator.fingerprint}
+    return {**made_by, **_marked(generator)}
+
+
+def _marked(generator: Generator) -> dict[str, bool]:
+    return {"marked": True} if generator.mark else {}  # older folders do not say
 
 
 def _refuse_same_folder(work: Work, out: Path) -> None:

@@ -61,7 +61,8 @@ ARROWS = {
         "cameras": "plan", "page": "table", "report": "cameras coverage folder page table",
         "synthesize": "folder plan",
         "generators": "synthesize config",
-        "imported": "synthesize folder plan",
+        "imported": "synthesize folder lease plan",
+        "lease": "folder", "verify": "folder plan",
         "leaks": "folder",
         "selection": "config plan retrieval",
         "scoring": "config coverage finetune folder plan selection weights",
@@ -70,7 +71,8 @@ ARROWS = {
         "dataset": "folder compat pool",
         "finetune": "dataset folder plan pool retrieval compat weights config",
         "experiment":
-            "cameras config coverage finetune folder generators imported leaks plan pool retrieval "
+            "cameras config coverage finetune folder generators imported leaks lease plan pool "
+            "retrieval "
             "scoring sheet strict synthesize table weights",
     },
 }  # fmt: skip

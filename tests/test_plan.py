@@ -73,7 +73,7 @@ def test_ratio_40_is_answered_with_the_right_one() -> None:
 # ---------------------------------------------------------------- recipes
 
 
-def recipes(records: list[Record], seed: int = 0, **amount: int) -> list[plan.Recipe]:
+def recipes(records: list[Record], seed: int = 0, **amount: int) -> plan.Recipes:
     keypoints = {record.name: joints(k) for k, record in enumerate(records)}
     pool = plan.pose_pool(keypoints, among=[record.name for record in records], where="x.csv")
     content = {record.name: sha256(record.name.encode()) for record in records}
@@ -117,9 +117,9 @@ def test_plan_is_a_pure_function_of_seed_and_content() -> None:
     content = {record.name: "same" for record in records}
     keypoints = {record.name: joints(k) for k, record in enumerate(records)}
     pool = plan.pose_pool(keypoints, among=keypoints, where="x.csv")
-    first = plan.make_recipes(records, pool, content=content, seed=0, per_image=2)
-    assert plan.make_recipes(mixed, pool, content=content, seed=0, per_image=2) == first
-    assert plan.make_recipes(records, pool, content=content, seed=1, per_image=2) != first
+    first = list(plan.make_recipes(records, pool, content=content, seed=0, per_image=2))
+    assert list(plan.make_recipes(mixed, pool, content=content, seed=0, per_image=2)) == first
+    assert list(plan.make_recipes(records, pool, content=content, seed=1, per_image=2)) != first
 
 
 def test_every_image_has_a_seed_of_its_own_from_content_pose_and_replica() -> None:
@@ -180,7 +180,7 @@ def planned(
     keypoints: dict[str, np.ndarray],
     policy: PlanPolicy = PlanPolicy(),  # noqa: B008 (frozen)
     **amount: int,
-) -> list[plan.Recipe]:
+) -> plan.Recipes:
     pool = plan.pose_pool(keypoints, among=[record.name for record in records], where="x.csv")
     content = {record.name: sha256(record.name.encode()) for record in records}
     return plan.make_recipes(records, pool, content=content, **{"seed": 0, **amount}, policy=policy)

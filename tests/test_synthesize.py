@@ -393,7 +393,7 @@ def test_development_split_is_written_as_a_market1501_root(market: Path, tmp_pat
 
 def test_evaluation_folders_are_refused_for_training(market: Path, tmp_path: Path) -> None:
     work = planned(market)
-    recipes = [dataclasses.replace(recipe, role="eval") for recipe in work.recipes]
+    recipes = dataclasses.replace(work.recipes, role="eval")
     render_all(dataclasses.replace(work, recipes=recipes), tmp_path)
     with pytest.raises(UserError, match="made for evaluation"):
         folder.read_augmented(tmp_path)
@@ -419,7 +419,7 @@ def test_what_another_folder_has_is_not_rendered_again(market: Path, tmp_path: P
     assert len(synthesize.take_over(todo, TINT, out, tmp_path / "nowhere")) == 36
     assert sum(synthesize.synthesize(left, large, TINT, out)) == len(left)
     assert files(out) == files(tmp_path / "straight")
-    assert synthesize.start(large, TINT, out) == []
+    assert len(synthesize.start(large, TINT, out)) == 0
 
 
 # ---------------------------------------------------------------- cost

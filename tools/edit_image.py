@@ -106,7 +106,8 @@ def main(argv: list[str] | None = None) -> int:
     else:
         assert isinstance(options, Interpolate)
         images = _interpolate(pipe, options)
-    write_bytes(options.out, encode_png(np.concatenate(list(images), axis=1)))
+    strip = np.concatenate(list(images), axis=1)
+    write_bytes(options.out, encode_png(strip, generated=True))
     print(f"{options.out}: {len(images)} images side by side. The same by hand:")
     print(f"  python tools/studio.py --run {options.run}")
     return DONE

@@ -1,10 +1,12 @@
 """Generate new images of the people in a training set, in a folder that torchreid reads.
 
-Run the same command again to go on; with --shard 3/16 it does the third of sixteen parts.
+Run the same command again to go on; with --shard 3/16 it does the third of sixteen parts, and so
+does the third of sixteen processes of `accelerate launch tools/synthesize.py ...`.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -42,8 +44,10 @@ class Options(Sampling, PlanPolicy):
     """Take over the images of another method from this folder instead of generating."""
     seed: int = 0
     """Seed of the choice of images, of the plan and of the noise."""
-    shard: str = "1/1"
-    """Part K/N of the work."""
+    shard: str = ""
+    """Part K/N of the work (default: all of it; of several launched processes: one part each)."""
+    no_mark: bool = False
+    """Leave out the metadata that say of each image that it is generated; the manifest stays."""
     copy: bool = False
     """Copy the real images instead of linking to them."""
     dry_run: bool = False
@@ -92,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         left_out += _import(options, work, out, real=contents.named())
     else:
         saw = leaks.generator_saw(model, contents, real=work.split["real"])
-        generator = generators.pidm(model, sampling=options, saw=saw)
+        generator = generators.pidm(model, sampling=options, saw=saw, mark=not options.no_mark)
         print(f"{data}: {work.summary()} with {model}", flush=True)
         if options.dry_run:
             print(synthesize.outlook(work, generator, out))
@@ -107,14 +111,16 @@ def _generate(
     work: Work, generator: Generator, out: Path, *, shard: tuple[int, int], copy: bool
 ) -> None:
     from pidm_core import track
+    from pidm_reid import lease
     from pidm_reid.folder import spending
     from pidm_reid.synthesize import start, synthesize
 
-    todo, done = start(work, generator, out, shard=shard, copy=copy), 0
-    if todo:
-        with spending(out, "synthesis_seconds"):
-            batches = synthesize(todo, work, generator, out)
-            done = sum(track(batches, total=len(todo), label="synthesize", unit="images"))
+    with lease.hold(out, shard):
+        todo, done = start(work, generator, out, shard=shard, copy=copy), 0
+        if todo:
+            with spending(out, "synthesis_seconds"):
+                batches = synthesize(todo, work, generator, out, shard=shard)
+                done = sum(track(batches, total=len(todo), label="synthesize", unit="images"))
     print(f"{out}: {done:,} images generated, part {shard[0]} of {shard[1]} is complete. Next:")
     print(f"  python tools/train_reid.py --augmented {out}")
 
@@ -122,7 +128,8 @@ def _generate(
 def _import(options: Options, work: Work, out: Path, *, real: dict[str, str]) -> list[str]:
     from pidm_reid.imported import import_images
 
-    notes = list(import_images(work, Path(options.import_from), out, real=real, copy=options.copy))
+    images, mark = Path(options.import_from), not options.no_mark
+    notes = list(import_images(work, images, out, real=real, copy=options.copy, mark=mark))
     print(
         f"{out}: {notes.count(''):,} images taken over beside {len(work.real):,} real ones. Next:"
     )
@@ -131,6 +138,9 @@ def _import(options: Options, work: Work, out: Path, *, real: dict[str, str]) ->
 
 
 def _shard(text: str) -> tuple[int, int]:
+    """K and N; without a text the rank among the processes that a launcher started."""
+    if not text:
+        return int(os.environ.get("RANK", 0)) + 1, int(os.environ.get("WORLD_SIZE", 1))
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UserError(f"shard '{text}' is not K/N with 1 <= K <= N, such as 3/16")

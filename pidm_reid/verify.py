@@ -1,0 +1,95 @@
+"""Whether an augmented folder is still what was made: every file of it, by its content.
+
+Nothing is mended here: the same tools/synthesize.py command makes anew what is lost or changed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pidm_core import BAD_DATA, UserError, read_json, sha256
+from pidm_reid import folder, plan
+
+Entries = Mapping[str, Mapping[str, Any]]
+
+
+def faults(root: str | Path) -> Iterator[str]:
+    """A line for each removed, altered, truncated or unlisted file; none: all is as it was made.
+
+    Raises UserError (BAD_DATA) for a folder that is no augmented one, and for a split.json or
+    plan.jsonl that cannot be read.
+    """
+    root = Path(root)
+    if not (root / folder.SPLIT).is_file():
+        raise UserError(f"{root}: not an augmented folder (no {folder.SPLIT})", BAD_DATA)
+    split = read_json(root / folder.SPLIT)
+    if not isinstance(split, dict) or not isinstance(split.get("real"), list):
+        raise UserError(f"{root / folder.SPLIT}: does not list the real images", BAD_DATA)
+    recipes = folder.read_lines(root / folder.PLAN)
+    ledger = folder.read_ledger(root / folder.MANIFEST)
+    yield from _lists(root, split, recipes, ledger)
+    yield from _generated(root, ledger)
+    yield from _real(root, split, recipes)
+    yield from _unlisted(root, {*split["real"], *ledger})
+
+
+def _lists(
+    root: Path, split: Mapping[str, Any], recipes: Entries, ledger: Entries
+) -> Iterator[str]:
+    """What split, plan and ledger say of each other."""
+    path = root / folder.PLAN
+    if not path.is_file():
+        yield f"{path}: removed"
+    elif split.get("plan") and "selection" not in split:  # an import has no plan
+        if sha256(path) != split["plan"]:
+            yield f"{path}: altered since it was made"
+        if waiting := [name for name in recipes if name not in ledger]:
+            yield f"{root}: {len(waiting)} planned images are not there, such as {waiting[0]}"
+        for name in sorted(ledger.keys() - recipes.keys()):
+            yield f"{root / folder.MANIFEST}: names {name}, which is not planned"
+    for file in folder.ledgers(root / folder.MANIFEST):
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                torn = not line.rstrip().endswith(b'"}')  # by a crash; written anew later on
+                if not torn and folder.parse_entry(line) is None:
+                    yield f"{file}:{number}: altered since it was written"
+
+
+def _generated(root: Path, ledger: Entries) -> Iterator[str]:
+    train = root / folder.BASE / folder.TRAIN
+    for name, entry in sorted(ledger.items()):
+        if not (train / name).is_file():
+            yield f"{train / name}: removed"
+        elif not folder.is_finished(train, entry):
+            yield f"{train / name}: altered or truncated since it was generated"
+
+
+def _real(root: Path, split: Mapping[str, Any], recipes: Entries) -> Iterator[str]:
+    """D_tr's images are there and have the contents of which split.json holds the hash."""
+    train = root / folder.BASE / folder.TRAIN
+    lost = [name for name in split["real"] if not (train / str(name)).is_file()]
+    for name in lost:
+        link = os.path.islink(train / name)
+        yield f"{train / name}: {'a link to nowhere' if link else 'removed'}"
+    content = {name: sha256(train / name) for name in split["real"] if name not in lost}
+    planned = {r.get("source"): r.get("source_sha256") for r in recipes.values()}
+    altered = [name for name in content if content[name] != planned.get(name, content[name])]
+    for name in altered:
+        yield f"{train / name}: altered since the plan was made"
+    if not (lost or altered) and plan.fingerprint(content) != split.get("content"):
+        yield f"{train}: a real image was altered since the plan was made"
+    for subset in (folder.QUERY, folder.GALLERY):
+        path = root / folder.BASE / subset
+        if os.path.islink(path) and not path.is_dir():
+            yield f"{path}: a link to nowhere"
+
+
+def _unlisted(root: Path, listed: set[str]) -> Iterator[str]:
+    train = root / folder.BASE / folder.TRAIN
+    names = sorted(os.listdir(train)) if train.is_dir() else []
+    for name in names:
+        if name not in listed:
+            yield f"{train / name}: in no list"

@@ -25,8 +25,8 @@ from pidm_core.model import PIDM
 class State:
     """Network, fp32 master weights, Adam, EMA: what a checkpoint holds."""
 
-    def __init__(self, config: PIDMConfig, placement: Placement) -> None:
-        self.config, self.placement = config, placement
+    def __init__(self, config: PIDMConfig, placement: Placement, *, about: str = "") -> None:
+        self.config, self.placement, self.about = config, placement, about
         torch.manual_seed(config.train.seed)
         network = PIDM(config.model, recompute=config.train.recompute)
         names = [name for name, _ in network.named_parameters()]
@@ -78,7 +78,8 @@ class State:
         }
         options = self.config.train
         if model:  # first: a kill in between must not leave a checkpoint whose model is lost
-            save_model(run / "model", self.ema, self.config, card=_card(self.config, step, world))
+            card = _card(self.config, step, world, self.about)
+            save_model(run / "model", self.ema, self.config, card=card)
         save_checkpoint(
             run,
             step,
@@ -130,8 +131,8 @@ def learning_rate(step: int, options: TrainConfig) -> float:
     return options.lr * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def _card(config: PIDMConfig, step: int, world: int) -> str:
-    images = step * config.train.batch_size * world
+def _card(config: PIDMConfig, step: int, world: int, about: str) -> str:
+    images, seed = step * config.train.batch_size * world, config.train.seed
     return f"""---
 library_name: pidm-reid
 tags: [person-image-synthesis, diffusion, re-identification]
@@ -139,7 +140,7 @@ tags: [person-image-synthesis, diffusion, re-identification]
 # PIDM, {config.model.size[0]}x{config.model.size[1]}
 
 Draws a person from a source image in a target pose (Bhunia et al., CVPR 2023).
-Trained on `{Path(config.data).name}`: {step:,} steps, {images:,} pairs, seed {config.train.seed}.
+{about}Trained on `{Path(config.data).name}`: {step:,} steps, {images:,} pairs, seed {seed}.
 Weights: the exponential moving average. Settings: config.json.
 
 Intended use: research on person re-identification, as training data.

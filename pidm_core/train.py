@@ -51,6 +51,10 @@ GRID_ROWS = 8
 JUDGED_IMAGES = 256
 
 
+Loss = Callable[[PIDM, Diffusion, PIDMConfig], nn.Module]
+"""Makes the module that turns a batch x_s, x_p, y_0 into the means of L_mse and L_vlb."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """One optimizer step that is done."""
@@ -82,8 +86,12 @@ def _divided_pairs(config: PIDMConfig) -> tuple[Pairs, Pairs | None]:
     return pairs[0], pairs[1] if config.train.withhold else None
 
 
-def train(config: PIDMConfig, run: Path) -> Iterator[Progress]:
+def train(
+    config: PIDMConfig, run: Path, *, loss: Loss | None = None, about: str = ""
+) -> Iterator[Progress]:
     """Train `config` in the run folder, from its newest checkpoint on, and yield every step.
+
+    loss: what is minimised (default: Eq. 4); about: more lines for the model card.
 
     Writes config.yaml, env.json, seen.json, metrics.jsonl, samples/, checkpoints/ and model/ (with
     train.withhold the best saved one, judged in withheld.json; else the last).
@@ -92,7 +100,7 @@ def train(config: PIDMConfig, run: Path) -> Iterator[Progress]:
     """
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     placement = place(config.train.precision, accelerator.device)
-    state = State(config, placement)
+    state = State(config, placement, about=about)
     pairs, withheld = _divided_pairs(config)
     images = pairs.records + (withheld.records if withheld else [])
     _on_the_first(accelerator, lambda: _open_run(config, run, placement, accelerator, images))
@@ -102,7 +110,8 @@ def train(config: PIDMConfig, run: Path) -> Iterator[Progress]:
     judge = _Judge(run, start, state, withheld) if withheld else None
     if judge and judge.exhausted():
         return
-    loss_of = accelerator.prepare(HybridLoss(state.model, Diffusion(config.diffusion), config))
+    make_loss = loss or HybridLoss
+    loss_of = accelerator.prepare(make_loss(state.model, Diffusion(config.diffusion), config))
     world, rank = accelerator.num_processes, accelerator.process_index
     grids = accelerator.is_main_process and config.train.sample_every > 0
 
@@ -112,15 +121,15 @@ def train(config: PIDMConfig, run: Path) -> Iterator[Progress]:
             seed = _step_seed(config.train.seed, step, rank)
             torch.manual_seed(seed)
             mse, vlb = loss_of(*_tensors(batches[step], placement))
-            loss = mse + vlb
-            accelerator.backward(loss)
+            total = mse + vlb
+            accelerator.backward(total)
             state.update(step)
             done, last = step + 1, step + 1 == config.train.steps
             if stop():
                 accelerator.set_trigger()  # all processes must end at the same step
             stopped = accelerator.check_trigger()
             stopping = stopped or last
-            values = torch.stack([loss, mse, vlb]).detach().tolist()
+            values = torch.stack([total, mse, vlb]).detach().tolist()
             seconds, clock = time.monotonic() - clock, time.monotonic()
             rate = config.train.batch_size * world / max(seconds, 1e-9)
             progress = Progress(done, values[0], values[1], values[2], rate, seconds, stopped)

@@ -101,7 +101,8 @@ class StudentLoss(nn.Module):
         self, model: PIDM, diffusion: Diffusion, config: PIDMConfig, *, teacher: Teacher
     ) -> None:
         super().__init__()
-        self.model, self.diffusion, self.clip = model, diffusion, config.sample.clip
+        self.model = model.eval()  # no dropout: who imitates a teacher learns nothing by heart
+        self.diffusion, self.clip = diffusion, config.sample.clip
         self.levels = grid(diffusion, config.sample.steps, teacher.steps)
         self.teacher = teacher
         self._network = [teacher.placed(model)]  # in a list: not a part that is trained

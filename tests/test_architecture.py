@@ -46,6 +46,8 @@ ARROWS = {
         "garments": "keypoints",
         "benchmark": "diffusion hardware model state train",
         "user_study": "image_names keypoints pose",
+        "distill": "checkpoint diffusion hardware model train",
+        "student_report": "feature_metrics pipeline probe probe_report",
         "probe_networks": "hardware keypoints",
         "probe": "data diffusion garments image_metrics keypoints probe_networks",
         "probe_report": "hardware keypoints pipeline pose probe probe_networks toy_market",

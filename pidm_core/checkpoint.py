@@ -183,8 +183,9 @@ def bundle(run: Path, name: str) -> Path:
     model, *_ = load_model(run / "model")
     card = (run / "model" / "README.md").read_text()
     save_model(ASSETS / name, model.state_dict(), config, card=card, dtype=torch.bfloat16)
-    for file in ("config.yaml", "env.json", "metrics.jsonl", "seen.json"):
-        write_bytes(ASSETS / name / file, (run / file).read_bytes())
+    for file in ("config.yaml", "env.json", "metrics.jsonl", "seen.json", "student.json"):
+        if (run / file).is_file():  # only students have a student.json
+            write_bytes(ASSETS / name / file, (run / file).read_bytes())
     write_manifest(ASSETS / name)
     return ASSETS / name
 

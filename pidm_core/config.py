@@ -232,6 +232,40 @@ class PIDMConfig:
 
 
 @dataclass(frozen=True)
+class DistillConfig:
+    """One training of a few-step student."""
+
+    data: str = "data/toy_pretrain"
+    """Folder of people: best those that the teacher was trained on."""
+    keypoints: str = ""
+    """Keypoint file of the training images (default: the one beside them)."""
+    pairs: str = ""
+    """Pair list of the training images (default: DeepFashion's own, else PATN's rule)."""
+    teacher: str = "toy_market"
+    """Run folder or bundled model; a student can be the teacher of another of fewer steps."""
+    steps: int = 4
+    """Steps of the student, which are its evaluations for an image."""
+    teacher_steps: int = 1
+    """Steps of the teacher that one of the student replaces."""
+    guidance: Guidance | None = None
+    """Guidance to fold in (default: the teacher's own)."""
+    w_p: float | None = None
+    """Its weight of the pose (default: the teacher's own)."""
+    w_s: float | None = None
+    """Its weight of the style (default: the teacher's own)."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.teacher_steps < 1:
+            raise UserError("steps and teacher_steps must be at least 1")
+        if self.train.init or self.train.withhold:
+            raise UserError(
+                "train.init, train.withhold: a student starts from its teacher and is compared "
+                "with it alone (tools/compare_models.py); leave them out"
+            )
+
+
+@dataclass(frozen=True)
 class AblationTable(PIDMConfig):
     """Table 2: one training for all variants, and the pairs they are compared on."""
 

@@ -48,8 +48,11 @@ class Diffusion:
         if self.config.prediction == "eps":
             return out
         y_0, variance = out.chunk(2, 1)
-        eps = (y_t - self._at(self.abar.sqrt(), t) * y_0) / self._at((1 - self.abar).sqrt(), t)
-        return torch.cat([eps, variance], 1)
+        return torch.cat([self.implied_eps(y_t, t, y_0), variance], 1)
+
+    def implied_eps(self, y_t: Tensor, t: Tensor, y_0: Tensor) -> Tensor:
+        """The noise that y_t and its clean image imply."""
+        return (y_t - self._at(self.abar.sqrt(), t) * y_0) / self._at((1 - self.abar).sqrt(), t)
 
     # ------------------------------------------------------------ training
 

@@ -202,14 +202,14 @@ def measure(probe: Probe, renderers: Sequence[Renderer], *, seed: int) -> Report
     rows, gains, drawn = {true: scores[true].means()}, {}, {}
     for renderer in renderers:
         start = time.monotonic()
-        drawn[renderer.name] = _draw(probe, renderer, seed=seed)
+        drawn[renderer.name] = draw_pairs(probe, renderer, seed=seed)
         seconds = (time.monotonic() - start) / len(probe.pairs)
         mine = probe.score(drawn[renderer.name])
         cost = {"evaluations": renderer.evaluations, "seconds": round(seconds, 4)}
         rows[renderer.name] = {**mine.means(), **cost}
         gains[renderer.name] = {rival: probe.gain(mine, scores[rival]) for rival in rivals}
     rows |= {rival: scores[rival].means() for rival in rivals}
-    swapped = _draw(probe, renderers[0], seed=seed, swapped=True)
+    swapped = draw_pairs(probe, renderers[0], seed=seed, swapped=True)
     cameras = probe.crowd.cameras[probe.pairs]
     return Report(
         pairs=len(probe.pairs),
@@ -222,7 +222,7 @@ def measure(probe: Probe, renderers: Sequence[Renderer], *, seed: int) -> Report
     )
 
 
-def _draw(probe: Probe, renderer: Renderer, *, seed: int, swapped: bool = False) -> np.ndarray:
+def draw_pairs(probe: Probe, renderer: Renderer, *, seed: int, swapped: bool = False) -> np.ndarray:
     """The N images of a renderer: uint8 (N, H, W, 3); says now and then how far it is."""
     parts: list[np.ndarray] = []
     start = said = time.monotonic()

@@ -33,8 +33,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 class State:
     """Network, fp32 master weights, Adam, EMA: what a checkpoint holds."""
 
-    def __init__(self, config: PIDMConfig, placement: Placement) -> None:
-        self.config, self.placement = config, placement
+    def __init__(self, config: PIDMConfig, placement: Placement, *, about: str = "") -> None:
+        self.config, self.placement, self.about = config, placement, about
         self.batch = 0  # pairs of a step, those of all processes together
         self.worlds: dict[str, int] = {}  # processes by the step from which they trained
         torch.manual_seed(config.train.seed)
@@ -92,7 +92,7 @@ class State:
         }
         samples = step * self.batch
         if model:  # first: a kill in between must not leave a checkpoint whose model is lost
-            card = _card(self.config, step, samples)
+            card = _card(self.config, step, samples, self.about)
             save_model(run / "model", self.ema, self.config, card=card)
         state = {
             "samples": samples,
@@ -186,7 +186,8 @@ def learning_rate(step: int, options: TrainConfig) -> float:
     return options.lr * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def _card(config: PIDMConfig, step: int, images: int) -> str:
+def _card(config: PIDMConfig, step: int, images: int, about: str) -> str:
+    seed = config.train.seed
     return f"""---
 library_name: pidm-reid
 tags: [person-image-synthesis, diffusion, re-identification]
@@ -194,7 +195,7 @@ tags: [person-image-synthesis, diffusion, re-identification]
 # PIDM, {config.model.size[0]}x{config.model.size[1]}
 
 Draws a person from a source image in a target pose (Bhunia et al., CVPR 2023).
-Trained on `{Path(config.data).name}`: {step:,} steps, {images:,} pairs, seed {config.train.seed}.
+{about}Trained on `{Path(config.data).name}`: {step:,} steps, {images:,} pairs, seed {seed}.
 Weights: the exponential moving average. Settings: config.json.
 
 Intended use: research on person re-identification, as training data.

@@ -62,6 +62,10 @@ GRID_ROWS = 8
 JUDGED_IMAGES = 256
 
 
+Loss = Callable[[PIDM, Diffusion, PIDMConfig], nn.Module]
+"""Makes the module that turns a batch x_s, x_p, y_0 into the means of L_mse and L_vlb."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """One optimizer step that is done."""
@@ -94,8 +98,12 @@ def _divided_pairs(config: PIDMConfig) -> tuple[Pairs, Pairs | None]:
     return pairs[0], pairs[1] if config.train.withhold else None
 
 
-def train(config: PIDMConfig, run: Path) -> Iterator[Progress]:
+def train(
+    config: PIDMConfig, run: Path, *, loss: Loss | None = None, about: str = ""
+) -> Iterator[Progress]:
     """Train `config` in the run folder, from its newest checkpoint on, and yield every step.
+
+    loss: what is minimised (default: Eq. 4); about: more lines for the model card.
 
     Writes config.yaml, env.json, seen.json, metrics.jsonl, samples/, checkpoints/ and model/ (with
     train.withhold the best saved one, judged in withheld.json; else the last).
@@ -106,12 +114,14 @@ def train(config: PIDMConfig, run: Path) -> Iterator[Progress]:
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     with ExitStack() as held, _names_memory(run):
         _on_the_first(accelerator, lambda: held.enter_context(_alone(run)))
-        yield from _train(config, run, accelerator)
+        yield from _train(config, run, accelerator, loss or HybridLoss, about)
 
 
-def _train(config: PIDMConfig, run: Path, accelerator: Accelerator) -> Iterator[Progress]:
+def _train(
+    config: PIDMConfig, run: Path, accelerator: Accelerator, make_loss: Loss, about: str
+) -> Iterator[Progress]:
     placement = place(config.train.precision, accelerator.device)
-    state = State(config, placement)
+    state = State(config, placement, about=about)
     pairs, withheld = _divided_pairs(config)
     images = pairs.records + (withheld.records if withheld else [])
     _on_the_first(accelerator, lambda: _open_run(config, run, placement, accelerator, images))
@@ -123,7 +133,7 @@ def _train(config: PIDMConfig, run: Path, accelerator: Accelerator) -> Iterator[
     judge = _Judge(run, start, state, withheld) if withheld else None
     if judge and judge.exhausted():
         return
-    loss_of = accelerator.prepare(HybridLoss(state.model, Diffusion(config.diffusion), config))
+    loss_of = accelerator.prepare(make_loss(state.model, Diffusion(config.diffusion), config))
     grids = accelerator.is_main_process and config.train.sample_every > 0
     share = state.batch // world
 

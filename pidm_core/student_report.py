@@ -1,0 +1,231 @@
+"""Models side by side on drawn development people: is a student as good as its teacher?
+
+Every model draws the same pairs with the same seeds. Besides the probe's scores: the Fréchet
+distance of the generated from the true targets, and the diversity over seeds, both in the features
+of the probe's identity network, which is trained on drawn people.
+
+Legend: N pairs, S seeds; the first model named is the one that the others are held against.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pidm_core.feature_metrics import diversity, frechet_distance
+from pidm_core.files import UserError, sha256
+from pidm_core.pipeline import PIDMPipeline
+from pidm_core.probe import Probe, Setting
+from pidm_core.probe_report import (
+    Renderer,
+    at_size,
+    contact_sheet,
+    draw_pairs,
+    draw_people,
+    make_probe,
+)
+
+log = logging.getLogger(__name__)
+MOST_DISTANCE, LEAST_TOP_1, LEAST_DIVERSITY = 1.05, 0.97, 0.90  # of the first model's
+TRUE = "true target"
+_COLUMNS = {
+    "evaluations": ("evals", ".0f"),
+    "frechet": ("Fréchet", ".4f"),
+    "frechet_spread": ("spread", ".4f"),
+    "diversity": ("diverse", ".4f"),
+    "top_1": ("top-1", ".1%"),
+    "identity": ("identity", ".3f"),
+    "joints": ("joints", ".2f"),
+    "ssim": ("SSIM", ".3f"),
+}
+_LEGEND = """\
+evals: network evaluations for an image. Fréchet: distance of all generated images from the true
+targets, in unit vectors of the probe's identity network; spread: largest less smallest distance of
+the images of one seed. diverse: mean distance of two images of a pair, drawn from other seeds.
+top-1, identity, joints (px), SSIM: as in tools/probe_generator.py, means over the seeds."""
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+@dataclass(frozen=True)
+class Row:
+    """The figures of one model."""
+
+    evaluations: int
+    frechet: float
+    frechet_of_seeds: tuple[float, ...]
+    diversity: float | None
+    """None with one seed."""
+    top_1: float
+    identity: float
+    joints: float
+    ssim: float
+
+    @property
+    def frechet_spread(self) -> float:
+        """Largest less smallest distance of one seed's images."""
+        return max(self.frechet_of_seeds) - min(self.frechet_of_seeds)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A model against the first one."""
+
+    frechet: float
+    """Share of the first model's distance."""
+    frechet_allowed: float
+    """1.05, or 1 and the first model's spread over seeds if that is more."""
+    top_1: float
+    diversity: float | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the model is as good as the first one."""
+        near = self.frechet <= self.frechet_allowed and self.top_1 >= LEAST_TOP_1
+        return near and (self.diversity or 0.0) >= LEAST_DIVERSITY
+
+    def __str__(self) -> str:
+        varied = "not measured" if self.diversity is None else f"{self.diversity:.1%}"
+        return (
+            f"Fréchet distance {self.frechet:.1%} (at most {self.frechet_allowed:.1%}), "
+            f"top-1 {self.top_1:.1%} (at least {LEAST_TOP_1:.0%}), "
+            f"diversity {varied} (at least {LEAST_DIVERSITY:.0%}): "
+            + ("as good" if self.passed else "not as good")
+        )
+
+
+def judge(row: Row, first: Row) -> Verdict:
+    """Hold a model against the first one."""
+    allowed = max(MOST_DISTANCE, 1 + first.frechet_spread / first.frechet)
+    varied = row.diversity / first.diversity if row.diversity and first.diversity else None
+    return Verdict(row.frechet / first.frechet, allowed, row.top_1 / first.top_1, varied)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured."""
+
+    pairs: int
+    seeds: int
+    true: dict[str, float]
+    """Scores of the true targets: what the judging networks make of the truth."""
+    rows: dict[str, Row]
+    sheet: np.ndarray = field(repr=False)
+    """uint8 (H, W, 3): source, pose, each model's image of the first seed and the true one."""
+
+    def verdicts(self) -> dict[str, Verdict]:
+        """Every model but the first against it."""
+        first, *others = self.rows
+        return {name: judge(self.rows[name], self.rows[first]) for name in others}
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the sheet."""
+        return {
+            "pairs": self.pairs,
+            "seeds": self.seeds,
+            "true": self.true,
+            "rows": {
+                n: {**vars(r), "frechet_spread": r.frechet_spread} for n, r in self.rows.items()
+            },
+            "verdicts": {n: {**vars(v), "passed": v.passed} for n, v in self.verdicts().items()},
+        }
+
+    def text(self) -> str:
+        """The table and the verdicts that the tool prints."""
+        rows = {TRUE: self.true, **self.to_json()["rows"]}
+        width = max(map(len, rows))
+        heads = " ".join(f"{head:>8}" for head, _ in _COLUMNS.values())
+        lines = [f"{self.pairs} pairs, {self.seeds} seeds", "", f"{'':{width}} {heads}"]
+        for name, row in rows.items():
+            cells = (_cell(row.get(key), form) for key, (_, form) in _COLUMNS.items())
+            lines.append(f"{name:{width}} " + " ".join(cells))
+        first = next(iter(self.rows))
+        verdicts = (f"{name}: {verdict}" for name, verdict in self.verdicts().items())
+        return "\n".join([*lines, _LEGEND, "", f"Against {first}:", *verdicts])
+
+
+def _cell(value: float | None, form: str) -> str:
+    return " " * 8 if value is None else format(format(value, form), ">8")
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def compare(
+    models: Sequence[str], *, data: str | Path, cache: str | Path, pairs: int, seeds: int
+) -> Comparison:
+    """Measure models under their own settings, or another number of steps: "runs/a", "runs/a:50".
+
+    data: a ToyMarket with development people, drawn if it is not there; cache: folder of the
+    judging networks and of what was drawn, so that a run that was cut goes on.
+    Raises UserError if there is nothing to compare.
+    """
+    if not models or seeds < 1:
+        raise UserError("give at least one model and one seed")
+    pipes = {name: load(name) for name in dict.fromkeys(models)}
+    root = draw_people(Path(data))
+    probe = make_probe(root, count=pairs, cache=Path(cache))
+    rows, first_images = {}, {}
+    for name, pipe in pipes.items():
+        drawn = [_drawn(name, pipe, probe, Path(cache) / "drawn", seed) for seed in range(seeds)]
+        rows[name], first_images[name] = measure(drawn, probe, evaluations(pipe)), drawn[0]
+    true = probe.score(probe.crowd.images[probe.targets]).means()
+    sheet = contact_sheet(probe, first_images)
+    return Comparison(len(probe.pairs), seeds, true, rows, sheet)
+
+
+def load(name: str) -> PIDMPipeline:
+    """A run folder or bundled model, with another number of steps if the name ends in ":50"."""
+    model, _, steps = name.partition(":")
+    pipe = PIDMPipeline.from_pretrained(model)
+    if not steps:
+        return pipe
+    if not steps.isdecimal() or not int(steps):
+        raise UserError(f"models: '{steps}' in '{name}' is no number of steps")
+    return pipe.with_settings(steps=int(steps))
+
+
+def evaluations(pipe: PIDMPipeline) -> int:
+    """Network evaluations for an image."""
+    own = pipe.settings
+    return Setting(own.guidance, own.steps, own.w_p, own.w_s).evaluations
+
+
+def measure(drawn: Sequence[np.ndarray], probe: Probe, evaluations: int) -> Row:
+    """Score S times N images, uint8 (N, H, W, 3) each."""
+    features = [probe.judges.features(images) for images in drawn]
+    true = probe.judges.features(probe.crowd.images[probe.targets])
+    means = [probe.score(images).means() for images in drawn]
+    score = {key: float(np.mean([mean[key] for mean in means])) for key in means[0]}
+    conditions = [str(pair) for pair in range(len(true))] * len(drawn)
+    return Row(
+        evaluations=evaluations,
+        frechet=frechet_distance(np.concatenate(features), true),
+        frechet_of_seeds=tuple(frechet_distance(one, true) for one in features),
+        diversity=diversity(np.concatenate(features), conditions),
+        **{key: score[key] for key in ("top_1", "identity", "joints", "ssim")},
+    )
+
+
+def _drawn(name: str, pipe: PIDMPipeline, probe: Probe, folder: Path, seed: int) -> np.ndarray:
+    """The N images of a seed, kept in a file."""
+    people = [probe.crowd.records[i].name for i in probe.pairs.flat]
+    key = sha256(json.dumps([pipe.describe(), people, seed]).encode())[:16]
+    path = folder / f"{key}.npy"
+    if not path.is_file():
+        size = probe.crowd.images.shape[1:3]
+        renderer = Renderer(f"{name}, seed {seed}", at_size(pipe, size))
+        images = draw_pairs(probe, renderer, seed=seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".part").open("wb") as file:
+            np.save(file, images)
+        path.with_suffix(".part").replace(path)
+    drawn: np.ndarray = np.load(path, allow_pickle=False)
+    return drawn

@@ -1,0 +1,54 @@
+"""Compare models on drawn development people: is a student as good as its teacher?
+
+The first model is the one that the others are held against.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from pidm_core import DONE, encode_png, parse, run, to_dict, write_bytes, write_json
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is compared, on what, and where the figures go."""
+
+    models: tuple[str, ...] = ("toy_market:50", "toy_market")
+    """Run folders or bundled models; NAME:50 takes 50 steps instead of the model's own."""
+    data: str = "data/toy_probe"
+    """ToyMarket with development people; drawn if it is not there."""
+    cache: str = "data/probe"
+    """Folder of the judging networks and of what was drawn; made if it is not there."""
+    pairs: int = 120
+    """Pairs of source and target."""
+    seeds: int = 2
+    """Images of each pair; pairs times seeds should be 5,000 for a verdict."""
+    json: str = ""
+    """File for the figures."""
+    sheet: str = ""
+    """PNG file for pictures: source, pose, generated, true."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Draw, measure and print a row for each model. A run that was cut goes on."""
+    example = "python tools/compare_models.py --models toy_market:50,toy_market,runs/toy_student"
+    options = parse(Options, argv, prog="compare_models", description=__doc__, example=example)
+    wanted = to_dict(options)
+    json, sheet = wanted.pop("json"), wanted.pop("sheet")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    from pidm_core.student_report import compare
+
+    comparison = compare(**wanted)
+    print(comparison.text())
+    if json:
+        write_json(json, comparison.to_json())
+    if sheet:
+        write_bytes(sheet, encode_png(comparison.sheet))
+    return DONE
+
+
+if __name__ == "__main__":
+    run(main)

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from faults.cases import DONE, Case, images, lists, ranking, settings
+from faults.cases import DONE, Case, images, lists, ranking, settings, weights
 from faults.harness import Finished, Measure, Row, run
 
-CASES: tuple[Case, ...] = (*images.CASES, *lists.CASES, *settings.CASES, *ranking.CASES)
+ROOMS = (images, lists, settings, ranking, weights)
+CASES: tuple[Case, ...] = tuple(case for room in ROOMS for case in room.CASES)
 AT_ONCE = 2
 
 

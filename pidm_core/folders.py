@@ -49,8 +49,8 @@ def _find_room(home: Path, need: int) -> None:
     free = shutil.disk_usage(home).free
     if free < 1.1 * need + (1 << 16):
         raise UserError(
-            f"{home}: {need / 2**20:.1f} MiB are to be written and {free / 2**20:.1f} MiB are free; "
-            "free some space and run the same command again",
+            f"{home}: {need / 2**20:.1f} MiB are to be written and {free / 2**20:.1f} MiB are free;"
+            " free some space and run the same command again",
             ENVIRONMENT,
         )
 

@@ -30,6 +30,7 @@ from pidm_core.seen import FILE as SEEN
 log = logging.getLogger(__name__)
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
+
 class State:
     """Network, fp32 master weights, Adam, EMA: what a checkpoint holds."""
 

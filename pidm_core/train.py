@@ -169,12 +169,7 @@ def _train(
             if in_a_row == config.train.bad_steps:
                 if accelerator.is_main_process:
                     metrics.add(progress, write=True)
-                raise UserError(
-                    f"{run}: no finite loss in {in_a_row} steps up to step {done}; the run is back "
-                    f"at step {saved}; lower train.lr and train on in a new folder with "
-                    f"--train.init {run}",
-                    BAD_DATA,
-                )
+                raise _no_finite_loss(run, in_a_row, done, saved)
             due |= last or done % config.train.save_every == 0
             regular = due and (last or not skipped)  # put off until the loss is a number again
             due &= not regular
@@ -473,6 +468,15 @@ def _same_start(accelerator: Accelerator, run: Path, start: int) -> None:
             "machines must share the folder",
             ENVIRONMENT,
         )
+
+
+def _no_finite_loss(run: Path, times: int, step: int, saved: int) -> UserError:
+    advice = f" and train on in a new folder with --train.init {run}" if saved else ""
+    return UserError(
+        f"{run}: no finite loss in {times} steps up to step {step}; the run is back at step "
+        f"{saved}; lower train.lr{advice}",
+        BAD_DATA,
+    )
 
 
 @contextmanager

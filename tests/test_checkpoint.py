@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 
 from pidm_core import PIDMConfig, UserError
 from pidm_core.checkpoint import (
+    checkpoints,
     find_model,
     latest_checkpoint,
     load_model,
@@ -104,3 +108,64 @@ def test_altered_weights_and_other_architectures_are_refused(tmp_path: Path) -> 
 def test_no_model_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="train_pidm"):
         find_model(tmp_path / "nowhere")
+
+
+def damage(folder: Path) -> None:
+    path = folder / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_oldest_goes_only_when_enough_newer_ones_verify(tmp_path: Path, keep: int) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep=9)
+    damage(tmp_path / "checkpoints" / "step_00000002")
+    save(tmp_path, 4, keep=keep)
+    # of 4, 3, 2 (bad), 1: two good ones are 4 and 3, three are 4, 3 and 1
+    kept = [int(path.name[5:]) for path in checkpoints(tmp_path)]
+    assert kept == ([4, 3, 2, 1] if keep == 3 else [4, 3])
+
+
+def test_a_run_whose_checkpoints_are_all_bad_does_not_begin_anew(tmp_path: Path) -> None:
+    assert latest_checkpoint(tmp_path) is None
+    damage(save(tmp_path, 1))
+    with pytest.raises(UserError, match="none of 1 checkpoints is whole"):
+        latest_checkpoint(tmp_path)
+
+
+def test_what_is_no_number_is_not_resumed_from(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 1)
+    tensors = {"weights": {"a": torch.tensor([1.0, float("nan")])}}
+    save_checkpoint(tmp_path, 2, tensors, {}, keep=2)
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found[0]["step"] == 1
+    assert "NaN or infinite values in a" in caplog.text
+
+
+def test_a_pointer_of_git_lfs_is_called_by_its_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 1)
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    (save(tmp_path, 2) / "weights.safetensors").write_bytes(pointer)
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found[0]["step"] == 1
+    assert "a Git-LFS pointer, not the weights; run git lfs pull" in caplog.text
+
+
+def test_a_full_disk_while_weights_are_written_is_the_systems_error(tmp_path: Path) -> None:
+    code = (
+        "import resource, signal, sys, torch; from pathlib import Path\n"
+        "from pidm_core.checkpoint import write_tensors\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))\n"
+        "try: write_tensors(Path(sys.argv[1]) / 'w', {'a': torch.zeros(999)})\n"
+        "except OSError as error: sys.exit(error.errno)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert done.returncode == errno.EFBIG
+    assert list(tmp_path.iterdir()) == []

@@ -30,11 +30,11 @@ from pidm_core import (
     save_config,
     sha256,
 )
-from pidm_core.config import DiffusionConfig, SampleConfig, TrainConfig
+from pidm_core.config import DiffusionConfig, ModelConfig, SampleConfig, TrainConfig
 from pidm_core.data import Pairs
 from pidm_core.datasets import read_people, withhold
 from pidm_core.diffusion import Diffusion, sample_images
-from pidm_core.files import TERMINATED
+from pidm_core.files import BAD_DATA, ENVIRONMENT, TERMINATED
 from pidm_core.hardware import place
 from pidm_core.keypoints import NOBODY
 from pidm_core.seen import read_seen
@@ -53,6 +53,15 @@ def config(market: Path) -> PIDMConfig:
     )
 
 
+@pytest.fixture
+def small(config: PIDMConfig) -> PIDMConfig:
+    """The smallest network: for what is not about learning."""
+    model = ModelConfig(
+        size=(16, 8), channels=32, channel_mults=(1,), blocks_per_level=1, texture_factors=(1,)
+    )
+    return dataclasses.replace(config, model=model)
+
+
 def finish(config: PIDMConfig, run: Path) -> dict[str, torch.Tensor]:
     for _ in train(config, run):
         pass
@@ -69,6 +78,200 @@ def test_resume_gives_the_same_weights(config: PIDMConfig, tmp_path: Path) -> No
     logs = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("straight", "cut")]
     steps = [[line.split(",")[0] for line in log.splitlines()] for log in logs]
     assert steps[0] == steps[1]
+
+
+@pytest.fixture
+def fed(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int], list[int]]:
+    """What is fed: (first sample of a step, rank) -> indices of the pairs."""
+    calls: dict[tuple[int, int], list[int]] = {}
+    original = pidm_train.order
+
+    def watched(count: int, **where: int) -> np.ndarray:
+        indices = original(count, **where)
+        calls[where["position"], where["rank"]] = indices.tolist()
+        return indices
+
+    monkeypatch.setattr(pidm_train, "order", watched)
+    return calls
+
+
+def stream(config: PIDMConfig, length: int) -> list[int]:
+    """The pairs in the order in which they shall be fed: one permutation after the other."""
+    count = len(pidm_train.load_pairs(config))
+    epochs = range(-(-length // count))
+    orders = [
+        np.random.default_rng([config.train.seed, e, count]).permutation(count) for e in epochs
+    ]
+    return np.concatenate(orders)[:length].tolist()
+
+
+def test_no_sample_is_repeated_or_missed_by_a_resume(
+    small: PIDMConfig, tmp_path: Path, fed: dict[tuple[int, int], list[int]]
+) -> None:
+    for progress in train(small, tmp_path):
+        if progress.step == 4:  # the newest checkpoint is step 3
+            break
+    before, after = dict(fed), fed
+    after.clear()
+    finish(small, tmp_path)
+    expected = stream(small, 6 * 4)
+    assert [i for step in range(3) for i in before[4 * step, 0]] == expected[: 3 * 4]
+    assert min(after) == (3 * 4, 0)
+    assert [i for step in range(3, 6) for i in after[4 * step, 0]] == expected[3 * 4 :]
+
+
+def test_a_changed_number_of_processes_goes_on_with_the_same_pairs(
+    small: PIDMConfig,
+    tmp_path: Path,
+    fed: dict[tuple[int, int], list[int]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    small = dataclasses.replace(small, train=dataclasses.replace(small.train, batch_size=2))
+    state = State(small, place("fp32"))
+    assert state.resume(tmp_path, world=3) == 0
+    for parameter in state.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    state.clip()
+    state.update(0)
+    state.save(tmp_path, 2)  # two steps of three processes with two pairs each
+    finish(small, tmp_path)
+    assert "from step 2 on 1 processes train instead of 3, with 6 pairs each" in caplog.text
+    expected = stream(small, 6 * 6)
+    assert min(fed) == (2 * 6, 0)
+    assert [i for step in range(2, 6) for i in fed[6 * step, 0]] == expected[2 * 6 :]
+    last = read_json(tmp_path / "checkpoints" / "step_00000006" / "state.json")
+    assert (last["samples"], last["worlds"]) == (36, {"0": 3, "2": 1})
+    assert "36 pairs" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_processes_that_cannot_share_a_steps_pairs_are_refused(
+    small: PIDMConfig, tmp_path: Path
+) -> None:
+    finish(small, tmp_path)
+    shares = []
+    for world in (1, 2, 4):
+        state = State(small, place("fp32"))
+        assert state.resume(tmp_path, world) == 6
+        shares.append(state.batch // world)
+    assert shares == [4, 2, 1]
+    with pytest.raises(UserError, match="3 processes cannot share the 4 pairs of a step equally"):
+        State(small, place("fp32")).resume(tmp_path, 3)
+
+
+def test_a_checkpoint_of_another_network_is_refused_with_five_names(
+    small: PIDMConfig, tmp_path: Path
+) -> None:
+    finish(small, tmp_path)
+    model = dataclasses.replace(small.model, channels=64)
+    other = State(dataclasses.replace(small, model=model), place("fp32"))
+    with pytest.raises(UserError, match=r"weights of another network: ([^;]*; ){4}[^;]*$"):
+        other.resume(tmp_path, 1)
+
+
+# ---------------------------------------------------------------- guards
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int], kind: str = "loss") -> None:
+    """Make the loss of these steps NaN, or only its gradient infinite."""
+    original, done = HybridLoss.forward, iter(range(1, 1000))
+
+    def forward(self: HybridLoss, *batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mse, vlb = original(self, *batch)
+        if next(done) in steps:
+            mse = mse * torch.nan if kind == "loss" else mse + (mse - mse.detach()).sqrt()
+        return mse, vlb
+
+    monkeypatch.setattr(HybridLoss, "forward", forward)
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_a_step_without_a_finite_loss_is_skipped_and_counted(
+    small: PIDMConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    steps = dataclasses.replace(small.train, save_every=1, keep=9)
+    spoil(monkeypatch, {3}, kind)
+    finish(dataclasses.replace(small, train=steps), tmp_path)
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines] == [0, 0, 1, 0, 0, 0]
+    assert [line["loss"] is None for line in lines] == [False, False, True, False, False, False]
+    # the saving of step 3 is put off to step 4, where it falls together with that step's own
+    kept = sorted(path.name[-1] for path in (tmp_path / "checkpoints").glob("step_*"))
+    assert kept == ["1", "2", "4", "5", "6"]
+    moments = load_file(tmp_path / "checkpoints" / "step_00000004" / "adam.safetensors")
+    assert {int(v) for k, v in moments.items() if k.endswith(".step")} == {3}  # of four steps
+
+
+def test_too_many_bad_steps_in_a_row_end_at_the_last_good_checkpoint(
+    small: PIDMConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = dataclasses.replace(small.train, steps=20, bad_steps=3)
+    spoil(monkeypatch, {2, 3, *range(5, 20)})  # two in a row are borne
+    run = tmp_path / "run"
+    with pytest.raises(
+        UserError, match=r"no finite loss in 3 steps up to step 7; .* at step 4;"
+    ) as e:
+        finish(dataclasses.replace(small, train=options), run)
+    assert e.value.code == BAD_DATA
+    assert [path.name for path in (run / "checkpoints").glob("step_*")] == ["step_00000004"]
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["step"], last["skipped"]) == (7, 1)
+
+
+def test_a_stop_waits_for_a_good_step_and_tells_the_signal(
+    small: PIDMConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, {3, 4})
+    codes = []
+    for progress in train(small, tmp_path):
+        if progress.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        codes.append(progress.stopping)
+    assert codes == [0, 0, 0, 0, 130]
+    assert (tmp_path / "checkpoints" / "step_00000005").is_dir()
+
+
+def test_too_little_memory_names_the_settings(
+    small: PIDMConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = [
+        lambda: torch.empty(1 << 50),  # what the CPU's allocator says
+        lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory.")),
+    ]
+    for number, fail in enumerate(errors):
+        monkeypatch.setattr(HybridLoss, "forward", lambda *_, fail=fail: next(iter(fail())))
+        with pytest.raises(UserError, match=r"--train.recompute, .* lower --train.batch-size") as e:
+            finish(small, tmp_path / str(number))
+        assert e.value.code == ENVIRONMENT
+    monkeypatch.setattr(HybridLoss, "forward", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        finish(small, tmp_path / "other")
+
+
+def test_a_line_that_a_kill_tore_is_taken_back(small: PIDMConfig, tmp_path: Path) -> None:
+    for progress in train(small, tmp_path):
+        if progress.step == 4:
+            break
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    finish(small, tmp_path)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_leftovers_of_a_killed_run_are_cleared_and_two_runs_at_once_refused(
+    small: PIDMConfig, tmp_path: Path
+) -> None:
+    for name in ("checkpoints/.tmp-step_00000009-1-0", ".tmp-model-1-0"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "half").write_text("")
+    (tmp_path / ".tmp-config").write_text("")
+    steps = train(small, tmp_path)
+    next(steps)
+    assert list(tmp_path.rglob(".tmp-*")) == []
+    with pytest.raises(UserError, match="another process is writing there"):
+        next(train(small, tmp_path))
+    steps.close()  # type: ignore[attr-defined]
+    finish(small, tmp_path)
 
 
 def test_a_finished_run_is_left_alone(config: PIDMConfig, tmp_path: Path) -> None:

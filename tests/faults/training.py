@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import logging
 import random
@@ -16,14 +18,15 @@ from pathlib import Path
 from people import make_market
 
 from faults.harness import Finished, Measure, Row, fault, tree
-from faults.warm import Warm
+from faults.warm import Warm, warm
 from pidm_core import ENVIRONMENT, UserError
 from pidm_core.checkpoint import checkpoints, latest_checkpoint, load_model
 from pidm_core.verify import verify
 
 STEPS, SAVE_EVERY = 6, 2
 CONFIG = f"""
-model: {{size: [16, 8], channels: 32, channel_mults: [1], blocks_per_level: 1, texture_factors: [1]}}
+model:
+  {{size: [16, 8], channels: 32, channel_mults: [1], blocks_per_level: 1, texture_factors: [1]}}
 train:
   {{steps: {STEPS}, save_every: {SAVE_EVERY}, batch_size: 4, lr: 1e-3, warmup_steps: 2,
    sample_every: 0, log_every: 1, precision: fp32}}
@@ -93,11 +96,12 @@ class Lab:
         return [1 + k * count // number for k in range(number)]
 
 
-@contextmanager
-def lab() -> Iterator[Lab]:
-    """The training, in a folder that goes with it."""
-    with tempfile.TemporaryDirectory() as name, Warm(Path(name)) as warm:
-        yield Lab(Path(name), warm)
+@functools.cache
+def lab() -> Lab:
+    """The one training of all measures here, in a folder that goes at the end."""
+    home = tempfile.TemporaryDirectory()
+    atexit.register(home.cleanup)
+    return Lab(Path(home.name), warm())
 
 
 # ---------------------------------------------------------------- kills
@@ -106,21 +110,21 @@ def lab() -> Iterator[Lab]:
 def kills(number: int) -> Row:
     """Half of the kills at write points, half at random; two to a run, which then must finish."""
     rng, promised = random.Random(0), "resumes, bit-identical, at most one saving's work lost"
-    with lab() as work:
-        aimed = work.spread((number + 1) // 2)
-        row = Row(
-            f"training killed: {len(aimed)} at {len(set(aimed))} of its {len(work.points)} write "
-            f"points, {number // 2} at random",
-            promised,
-        )
-        for case, at in enumerate(aimed):
-            died = [(f"at {work.points[at - 1]}", work.train("kill", at), left_behind(work.run))]
-            if case < number // 2:
-                died.append(("at random", killed_at_random(work, rng), left_behind(work.run)))
-            differs = work.finishes()
-            for where, done, wrong in died:
-                wrong = wrong or differs or ("" if done.code == KILLED else f"code {done.code}")
-                row.check(not wrong, f"{where}: {wrong}")
+    work = lab()
+    aimed = work.spread((number + 1) // 2)
+    row = Row(
+        f"training killed: {len(aimed)} at {len(set(aimed))} of its {len(work.points)} write "
+        f"points, {number // 2} at random",
+        promised,
+    )
+    for case, at in enumerate(aimed):
+        died = [(f"at {work.points[at - 1]}", work.train("kill", at), left_behind(work.run))]
+        if case < number // 2:
+            died.append(("at random", killed_at_random(work, rng), left_behind(work.run)))
+        differs = work.finishes()
+        for where, done, wrong in died:
+            wrong = wrong or differs or ("" if done.code == KILLED else f"code {done.code}")
+            row.check(not wrong, f"{where}: {wrong}")
     return row
 
 
@@ -154,18 +158,18 @@ def faults(run: Path) -> list[str]:
 
 def errors(number: int) -> Row:
     """No room, no permission or a broken disk, at write points of the training."""
-    with lab() as work:
-        points = work.spread(number)
-        row = Row(
-            f"training: write error at {len(set(points))} of its {len(work.points)} write points",
-            "exit code 4 or not harmed, no broken file, finishes identically",
-        )
-        for case, at in enumerate(points):
-            action = ("enospc", "eio", "eacces")[case % 3]
-            done = work.train(action, at)
-            wrong = "".join(faults(work.run)[:1]) or work.finishes()
-            good = done.code in (ENVIRONMENT, 0) and not done.traceback and not wrong
-            row.check(good, f"{action} at {work.points[at - 1]}: {done.code} {wrong}")
+    work = lab()
+    points = work.spread(number)
+    row = Row(
+        f"training: write error at {len(set(points))} of its {len(work.points)} write points",
+        "exit code 4 or not harmed, no broken file, finishes identically",
+    )
+    for case, at in enumerate(points):
+        action = ("enospc", "eio", "eacces")[case % 3]
+        done = work.train(action, at)
+        wrong = "".join(faults(work.run)[:1]) or work.finishes()
+        good = done.code in (ENVIRONMENT, 0) and not done.traceback and not wrong
+        row.check(good, f"{action} at {work.points[at - 1]}: {done.code} {wrong}")
     return row
 
 
@@ -173,21 +177,21 @@ def full_disks(number: int) -> Row:
     """Files that may not grow further, and small disks that fill up, at sizes drawn by chance."""
     row = Row("training on a full disk", "exit code 4, no broken file, finishes identically")
     rng = random.Random(0)
-    with lab() as work:
-        for _ in range(number // 2):
-            limit = rng.choice([rng.randrange(2000), rng.randrange(1_780_000)])
-            done = work.train("none", 0, file_bytes=limit)
-            _check(row, work, done, work.run, f"files of {limit} bytes")
-        with small_disk(work.root / "disk") as disk:
-            for _ in range(number - number // 2 if disk else 0):
-                size = rng.randrange(256, 11_000)  # a run needs 11.5 MiB
-                resize(disk, f"{size}k")
-                done = work.go_on(disk / "run")
-                resize(disk, "64m")
-                _check(row, work, done, disk / "run", f"disk of {size} KiB")
-                shutil.rmtree(disk / "run")
-                resize(disk, SMALLEST_DISK)
-            row.what += "" if disk else " (limits only: nothing may be mounted here)"
+    work = lab()
+    for _ in range(number // 2):
+        limit = rng.choice([rng.randrange(2000), rng.randrange(1_780_000)])
+        done = work.train("none", 0, file_bytes=limit)
+        _check(row, work, done, work.run, f"files of {limit} bytes")
+    with small_disk(work.root / "disk") as disk:
+        for _ in range(number - number // 2 if disk else 0):
+            size = rng.randrange(256, 11_000)  # a run needs 11.5 MiB
+            resize(disk, f"{size}k")
+            done = work.go_on(disk / "run")
+            resize(disk, "64m")
+            _check(row, work, done, disk / "run", f"disk of {size} KiB")
+            shutil.rmtree(disk / "run")
+            resize(disk, SMALLEST_DISK)
+        row.what += "" if disk else " (limits only: nothing may be mounted here)"
     return row
 
 
@@ -229,18 +233,18 @@ def _succeeds(command: Sequence[str]) -> bool:
 def bit_rot(number: int) -> Row:
     """One bit flipped in a checkpoint, or (every fifth time) in the model folder."""
     row = Row("one flipped bit in a checkpoint or model", "found by verify, and not resumed from")
-    rng = random.Random(0)
+    rng, work = random.Random(0), lab()
+    work.again()
     logging.disable(logging.WARNING)  # each damaged checkpoint is named
-    with lab() as work:
-        for case in range(number):
-            home = work.run / "model" if case % 5 == 4 else checkpoints(work.run)[0]
-            path = rng.choice(sorted(home.iterdir()))
-            where = rng.randrange(path.stat().st_size)
-            flip(path, where, bit := rng.randrange(8))
-            good = verify(work.run) != [] and not _used(work.run, home)
-            row.check(good, f"{path.name}, byte {where}, bit {bit}")
-            flip(path, where, bit)
-        row.check(verify(work.run) == [], "a whole run is called broken")
+    for case in range(number):
+        home = work.run / "model" if case % 5 == 4 else checkpoints(work.run)[0]
+        path = rng.choice(sorted(home.iterdir()))
+        where = rng.randrange(path.stat().st_size)
+        flip(path, where, bit := rng.randrange(8))
+        good = verify(work.run) != [] and not _used(work.run, home)
+        row.check(good, f"{path.name}, byte {where}, bit {bit}")
+        flip(path, where, bit)
+    row.wrong += verify(work.run)  # which is as it was written
     logging.disable(logging.NOTSET)
     return row
 

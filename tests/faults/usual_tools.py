@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from faults.harness import Measure, Row, run
-from faults.warm import Warm
+from faults.warm import warm
 
 PROMISED = "(for comparison)"
 LONGEST_S = 0.8
@@ -32,10 +32,10 @@ def accelerate_kills(number: int) -> Row:
     )
     rng = random.Random(0)
     script = Path(__file__).with_name("usual_saves.py")
-    with tempfile.TemporaryDirectory() as name, Warm(Path(name)) as warm:
+    with tempfile.TemporaryDirectory() as name:
         for case in range(number):
             home = Path(name) / str(case)
-            warm.run(
+            warm().run(
                 [script, home, "1"],
                 cwd=Path(name),
                 kill_after=rng.uniform(0, LONGEST_S),

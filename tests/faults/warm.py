@@ -6,6 +6,8 @@ first line to its exit, as from a command line.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import importlib
 import json
 import os
@@ -14,6 +16,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -28,8 +31,9 @@ IMPORTS = ("torch._dynamo", "accelerate", "pidm_core.train", "pidm_core.pipeline
 class Warm:
     """Runs tools as `harness.run` does, one at a time, without the seconds of the imports."""
 
-    def __init__(self, scratch: Path) -> None:
-        self._out, self._err = scratch / "stdout", scratch / "stderr"
+    def __init__(self) -> None:
+        self._scratch = tempfile.TemporaryDirectory()
+        self._out, self._err = (Path(self._scratch.name) / name for name in ("out", "err"))
         path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
         self._server = subprocess.Popen(
             [sys.executable, "-m", "faults.warm"],
@@ -76,11 +80,18 @@ class Warm:
         assert self._server.stdout
         return self._server.stdout.readline()
 
-    def __enter__(self) -> Warm:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Let it end."""
         self._server.communicate("")
+        self._scratch.cleanup()
+
+
+@functools.cache
+def warm() -> Warm:
+    """The one of this process."""
+    one = Warm()
+    atexit.register(one.close)
+    return one
 
 
 def _ended(pid: int, within: float) -> bool:

@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,11 +31,12 @@ _INK = "#010203"  # matplotlib's, until it becomes the page's own colour
 _STYLE = """
 :root {
   --paper: #fafafa; --ink: #1c1c1e; --soft: #5c5c63; --line: #d3d3d8; --card: #fff; --red: #b3261e;
+  --shade: #0003;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #17181a; --ink: #ececee; --soft: #a5a7ad; --line: #3c3e44; --card: #232528;
-    --red: #ff8a80;
+    --red: #ff8a80; --shade: #0009;
   }
 }
 * { box-sizing: border-box; }
@@ -46,13 +48,20 @@ h1 { font-size: 1.5rem; line-height: 1.25; }
 h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
 p { margin: .5rem 0; max-width: 45rem; }
 .soft, figcaption { color: var(--soft); font-size: .8125rem; }
-.wide { overflow-x: auto; }
+.wide { /* a shade at the right edge as long as more lies there */
+  overflow-x: auto; margin: .5rem 0 1rem; background:
+    linear-gradient(to left, var(--paper) 1rem, transparent) right / 3rem 100% no-repeat local,
+    linear-gradient(to left, var(--shade), transparent) right / .8rem 100% no-repeat scroll;
+}
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td {
   padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left;
   white-space: nowrap; overflow-wrap: normal;
 }
 th { color: var(--soft); font-weight: 600; }
+tr > :first-child { position: sticky; left: 0; padding-left: 0; background: var(--paper); }
+.group th { padding-top: 1rem; background: none; color: var(--ink); }
+.group span { position: sticky; left: 0; }
 svg { display: block; width: 100%; max-width: 40rem; height: auto; }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1rem; padding: 0; list-style: none; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1rem; }
@@ -61,11 +70,17 @@ svg { display: block; width: 100%; max-width: 40rem; height: auto; }
 }
 .card p { margin: .25rem 0 0; font-size: .875rem; }
 .strip { display: grid; grid-template-columns: repeat(4, 1fr); gap: .5rem; }
+.nothing {
+  display: grid; place-items: center; aspect-ratio: 1 / 2; border: 1px dashed var(--line);
+  border-radius: .25rem; text-align: center;
+}
 .dropped { border-color: var(--red); }
 .dropped strong { color: var(--red); }
 figure { margin: 0; min-width: 0; }
 img { display: block; width: 100%; border-radius: .25rem; }
-pre { padding: .75rem; overflow: auto; background: var(--card); border: 1px solid var(--line); }
+pre {
+  padding: .75rem; white-space: pre-wrap; background: var(--card); border: 1px solid var(--line);
+}
 pre, code { font-size: .8125rem; }
 @media (max-width: 30rem) { th, td { padding: .25rem .35rem; } }
 @media (max-width: 24rem) { .cards { grid-template-columns: 1fr; } }
@@ -107,11 +122,21 @@ def paragraph(text: str) -> str:
 
 
 def table(grid: Grid) -> str:
-    """A table that scrolls sideways where it is too wide, with its note below."""
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in grid.header)
-    rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in grid.rows)
+    """A table that scrolls sideways where it is too wide, with its note below.
+
+    Neighbouring rows that begin with the same cell become a group with that cell as its title.
+    """
+    starts = [row[0] for row in grid.rows]
+    grouped = any(one == other for one, other in pairwise(starts))
+    header, bodies = grid.header[grouped:], []
+    for first, rows in groupby(grid.rows, key=lambda row: row[0] if grouped else ""):
+        title = f"<span>{escape(grid.header[0])}: {escape(first)}</span>"
+        line = f'<tr class="group"><th colspan="{len(header)}" scope="rowgroup">{title}</th></tr>\n'
+        lines = [f"<tr>{''.join(map(_cell, row[grouped:]))}</tr>\n" for row in rows]
+        bodies.append(f"<tbody>\n{line * grouped}{''.join(lines)}</tbody>")
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
     note = f'<p class="soft">{escape(grid.note)}</p>\n' if grid.note else ""
-    body = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>"
+    body = "\n".join([f"<thead><tr>{head}</tr></thead>", *bodies])
     return f'<div class="wide" tabindex="0"><table>\n{body}</table></div>\n{note}'
 
 
@@ -236,7 +261,7 @@ def _svg(draw: Callable[[Axes], None], alt: str) -> str:
     settings: dict[Any, Any] = {
         "svg.hashsalt": "pidm",
         "svg.fonttype": "none",
-        "font.size": 10,
+        "font.size": 11,
         "axes.edgecolor": _INK,
         "axes.labelcolor": _INK,
         "text.color": _INK,

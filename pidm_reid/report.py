@@ -209,7 +209,12 @@ def is_augmented(path: Path) -> bool:
 
 def _read(root: Path, keypoints: Path | None, found: Mapping[str, np.ndarray]) -> _Contents:
     augmented = folder.read_augmented(root, verify=False)
-    files = {record.name: record for record in read_market1501(augmented.root)}
+    homes = (_candidates(augmented), root)
+    files = {record.name: record for home in homes for record in read_market1501(home)}
+    recipes: dict[str, dict[str, Any]] = {}
+    for home in homes:
+        recipes |= folder.read_lines(home / folder.PLAN)
+        recipes |= folder.read_ledger(home / folder.MANIFEST)
     selection = folder.read_lines(root / folder.SELECTION)
     out = {name for name, entry in selection.items() if not entry.get("kept")}
     return _Contents(
@@ -218,11 +223,20 @@ def _read(root: Path, keypoints: Path | None, found: Mapping[str, np.ndarray]) -
         real=[name for name in augmented.real if name in files],
         kept=[name for name in augmented.synthetic if name in files],
         dropped=sorted(out),
-        recipes=folder.read_lines(root / folder.PLAN) | folder.read_ledger(root / folder.MANIFEST),
+        recipes=recipes,
         selection=selection,
         keypoints=read_keypoints(keypoints) if keypoints else _beside(augmented),
         found=found,
     )
+
+
+def _candidates(augmented: folder.Augmented) -> Path:
+    """The folder that a selection was made from: what is kept links there, what is dropped lies."""
+    for name in augmented.synthetic[:1]:
+        origin = (augmented.train_folder / name).resolve().parent.parent.parent
+        if is_augmented(origin):
+            return origin
+    return augmented.root
 
 
 def _beside(augmented: folder.Augmented) -> dict[str, np.ndarray]:
@@ -345,22 +359,22 @@ def _figure(title: str, shown: str) -> str:
 
 def _photo(contents: _Contents, name: str) -> str:
     if name not in contents.files:  # only files of this folder, whatever a line names
-        return '<p class="soft">not in this folder</p>'
+        return '<p class="soft nothing">not in this folder</p>'
     try:
         return page.picture(load_image(contents.files[name].path), alt=name)
     except UserError:
-        return '<p class="soft">not readable</p>'
+        return '<p class="soft nothing">not readable</p>'
 
 
 def _pose(contents: _Contents, pose: str, source: str) -> str:
     """The joints asked for, in the frame of their image; that of the source for external ones."""
     frame = contents.files.get(pose) or contents.files.get(source)
     if pose not in contents.keypoints or frame is None:
-        return '<p class="soft">unknown</p>'
+        return '<p class="soft nothing">unknown</p>'
     try:
         size = load_image(frame.path).shape[:2]
     except UserError:
-        return '<p class="soft">not readable</p>'
+        return '<p class="soft nothing">not readable</p>'
     return page.picture(
         skeleton(contents.keypoints[pose], size), alt=f"joints of {pose}", drawn=True
     )

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from test_table import THREE
 from pidm_core import BAD_DATA, USAGE, UserError, load_image, write_json, write_keypoints
 from pidm_reid import coverage, folder, page, report
 from pidm_reid.synthesize import Generator
-from pidm_reid.table import load_lines, markdown
+from pidm_reid.table import Grid, Strong, load_lines, markdown
 
 VOID = {"meta", "link", "img", "br"}
 HOSTILE = '"><img src=x onerror=alert(1)>&$x_1$'
@@ -138,6 +139,24 @@ def test_what_a_result_says_is_only_text(tmp_path: Path) -> None:
     assert seen.words.count(HOSTILE) >= 5
 
 
+def test_rows_of_one_ratio_stand_under_one_title() -> None:
+    rows = (("20%", "a", "1"), ("20%", "b", Strong("2")), ("40%", "a", "3"))
+    shown = page.table(Grid("t", "", ("real data", "row", "mAP"), rows))
+    assert re.findall(r"<th [^>]*>(.*?)</th>", shown) == [
+        "row", "mAP", "<span>real data: 20%</span>", "<span>real data: 40%</span>",
+    ]  # fmt: skip
+    assert re.findall(r"<tr>(<td>.*?)</tr>", shown) == [
+        "<td>a</td><td>1</td>",
+        "<td>b</td><td><strong>2</strong></td>",
+        "<td>a</td><td>3</td>",
+    ]
+    alone = page.table(Grid("t", "", ("camera", "real"), (("c1", "1"), ("c2", "2"))))
+    assert re.findall(r"<tr>(<td>.*?)</tr>", alone) == [
+        "<td>c1</td><td>1</td>",
+        "<td>c2</td><td>2</td>",
+    ]
+
+
 # ---------------------------------------------------------------- folders
 
 
@@ -205,6 +224,31 @@ def test_a_folder_report_is_small_and_shows_four_pictures_of_each(
     recipe = json.loads((out / "plan.jsonl").read_text().splitlines()[0])
     nearest = json.loads((out / "selection.jsonl").read_text().splitlines()[0])["nearest"]
     assert pictures[:4] == [recipe["source"], f"joints of {recipe['pose']}", names[0], nearest]
+
+
+def test_dropped_images_are_shown_from_where_they_were_chosen(market: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "made", tmp_path / "selected"
+    work = planned(market)
+    render_all(work, first)
+    names = sorted(recipe.file_name for recipe in work.recipes)
+    folder.start_folder(second, folder.read_augmented(first).split)
+    folder.lay_out(second, work.real, copy=False)
+    train = second / "market1501/bounding_box_train"
+    folder.place(first / f"market1501/bounding_box_train/{names[0]}", train / names[0], copy=False)
+    ledger = folder.read_ledger(first / folder.MANIFEST)
+    folder.append_ledger(second / folder.MANIFEST, [ledger[names[0]]])
+    lines = [{"file_name": name, "kept": name == names[0]} for name in names]
+    (second / folder.SELECTION).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    seen = Checked(report.write_folder_report(second))
+    assert "1 image kept" in seen.words
+    assert "17 images dropped, 12 of them" in seen.words
+    assert "not in this folder" not in seen.words
+    assert names[-1] in seen.pictures
+    (train / names[0]).unlink()  # the first folder is gone: what it held is named
+    (train / names[0]).write_bytes(
+        (first / f"market1501/bounding_box_train/{names[0]}").read_bytes()
+    )
+    assert "not in this folder" in Checked(report.write_folder_report(second)).words
 
 
 def test_orientations_and_cameras_count_every_image(made: tuple[Path, list[str]]) -> None:
@@ -287,6 +331,39 @@ def test_pictures_are_at_most_128_px_high() -> None:
     code = re.search(r"base64,([^\"]*)", shown)
     assert code
     assert Image.open(io.BytesIO(base64.b64decode(code[1]))).size == (88, 128)
+
+
+# ---------------------------------------------------------------- in a browser
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1200, "light")])
+def test_the_pages_fit_and_load_nothing(
+    browser: Any, made: tuple[Path, list[str]], tmp_path: Path, width: int, scheme: str
+) -> None:
+    write_cells(tmp_path, configuration={"student": {"height": 64}})
+    screen = {"width": width, "height": 800}
+    context = browser.new_context(viewport=screen, color_scheme=scheme)
+    sheet, asked, broken = context.new_page(), list[str](), list[str]()
+    sheet.on("request", lambda request: asked.append(request.url))
+    sheet.on("console", lambda message: broken.append(message.text))
+    for path in (report.write_table_report(tmp_path), made[0] / "report.html"):
+        sheet.goto(path.as_uri())
+        assert sheet.locator("html").evaluate("page => page.scrollWidth") == width
+        paper = sheet.locator("body").evaluate("body => getComputedStyle(body).backgroundColor")
+        assert (int(re.findall(r"\d+", paper)[0]) < 128) == (scheme == "dark")
+        for details in sheet.locator("details").all():
+            assert not details.locator("pre").is_visible()
+            details.locator("summary").click()
+            assert details.locator("pre").is_visible()
+        cell = sheet.locator("td").first
+        table = sheet.locator(".wide").first
+        table.evaluate("table => { table.scrollLeft = 200; }")  # the name of a row stays in sight
+        assert cell.bounding_box()["x"] == pytest.approx(table.bounding_box()["x"], abs=1)
+    drawn = "page => [...page.querySelectorAll('img')].every(image => image.naturalHeight)"
+    assert sheet.locator("html").evaluate(drawn)
+    context.close()
+    assert not broken
+    assert {url.split(":")[0] for url in asked} <= {"file", "data"}
 
 
 # ---------------------------------------------------------------- the tool

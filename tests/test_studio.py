@@ -7,7 +7,6 @@ import base64
 import http.client
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +24,6 @@ from pidm_core.datasets import People, read_people
 from pidm_core.files import BAD_DATA, ENVIRONMENT
 from pidm_core.studio import MAX_UPLOAD_BYTES, PEOPLE_PER_PAGE, Server, Studio, serve
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 ROOT = Path(__file__).parent.parent
 STANDING = [[4.0 + k % 3 * 4, 2.0 + k * 1.5] for k in range(18)]  # px of 32 x 16
 
@@ -295,29 +293,27 @@ def toy(people: People) -> Iterator[Server]:
     yield from served(Studio(pipe, people, title="toy_market, drawn people"))
 
 
-@pytest.fixture(scope="module")
-def open_page(toy: Server) -> Iterator[Callable[..., Any]]:
-    """Opens the page in the system's headless Chromium; what it asks for is in page.asked."""
-    if not CHROMIUM:
-        pytest.skip("no chromium on this machine (Debian: apt-get install chromium)")
-    from playwright.sync_api import expect, sync_playwright
+@pytest.fixture
+def open_page(toy: Server, browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens the page; what it asks for is in page.asked."""
+    from playwright.sync_api import expect
 
-    flags = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+    contexts = []
 
-        def visit(**options: Any) -> Any:
-            page = running.new_context(**options).new_page()
-            page.asked, page.broken = [], []
-            page.on("request", lambda request: page.asked.append(request.url))
-            page.on("pageerror", lambda error: page.broken.append(str(error)))
-            page.on("console", lambda message: page.broken.append(message.text))
-            page.goto(f"http://127.0.0.1:{toy.server_port}/")
-            expect(page.locator("#said")).to_have_text(DONE_DRAWING, timeout=20_000)
-            return page
+    def visit(**options: Any) -> Any:
+        contexts.append(browser.new_context(**options))
+        page = contexts[-1].new_page()
+        page.asked, page.broken = [], []
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.on("pageerror", lambda error: page.broken.append(str(error)))
+        page.on("console", lambda message: page.broken.append(message.text))
+        page.goto(f"http://127.0.0.1:{toy.server_port}/")
+        expect(page.locator("#said")).to_have_text(DONE_DRAWING, timeout=20_000)
+        return page
 
-        yield visit
-        running.close()
+    yield visit
+    for context in contexts:
+        context.close()
 
 
 DONE_DRAWING = re.compile(r"^\d+ steps?, [\d.]+ s$")

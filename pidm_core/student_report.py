@@ -181,6 +181,14 @@ def compare(
     return Comparison(len(probe.pairs), seeds, true, rows, sheet)
 
 
+def planned(models: Sequence[str], *, pairs: int, seeds: int) -> str:
+    """What a comparison would draw, a line for each model."""
+    costs = {name: evaluations(load(name)) for name in models}
+    images = pairs * seeds
+    lines = [f"{name}: {images:,} images, {images * n:,} evaluations" for name, n in costs.items()]
+    return "\n".join(lines)
+
+
 def load(name: str) -> PIDMPipeline:
     """A run folder or bundled model, with another number of steps if the name ends in ":50"."""
     model, _, steps = name.partition(":")

@@ -104,6 +104,8 @@ def test_the_tool_measures_untrained_models_and_goes_on_where_it_was(
     out = {key: str(tmp_path / key) for key in ("cache", "figures.json", "sheet.png")}
     flags = ["--models", f"{run}:2,{run}", "--data", str(people), "--cache", out["cache"]]
     flags += ["--pairs", "4", "--seeds", "2"]
+    assert main([*flags, "--dry-run"]) == 0
+    assert f"{run}:2: 8 images, 48 evaluations" in capsys.readouterr().out
     assert main([*flags, "--json", out["figures.json"], "--sheet", out["sheet.png"]]) == 0
     figures = json.loads(Path(out["figures.json"]).read_text())
     assert [found["evaluations"] for found in figures["rows"].values()] == [6, 3]

@@ -29,6 +29,8 @@ class Options:
     """File for the figures."""
     sheet: str = ""
     """PNG file for pictures: source, pose, generated, true."""
+    dry_run: bool = False
+    """Print the images and evaluations of each model, and stop."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,11 +38,14 @@ def main(argv: list[str] | None = None) -> int:
     example = "python tools/compare_models.py --models toy_market:50,toy_market,runs/toy_student"
     options = parse(Options, argv, prog="compare_models", description=__doc__, example=example)
     wanted = to_dict(options)
-    json, sheet = wanted.pop("json"), wanted.pop("sheet")
+    json, sheet, dry_run = (wanted.pop(name) for name in ("json", "sheet", "dry_run"))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    from pidm_core.student_report import compare
+    from pidm_core.student_report import compare, planned
 
+    if dry_run:
+        print(planned(options.models, pairs=options.pairs, seeds=options.seeds))
+        return DONE
     comparison = compare(**wanted)
     print(comparison.text())
     if json:

@@ -290,6 +290,7 @@ def test_the_tool_draws_people_serves_and_leaves_nothing(tmp_path: Path) -> None
 def toy(people: People) -> Iterator[Server]:
     """A server with the bundled model."""
     pipe = PIDMPipeline.from_pretrained("toy_market")
+    pipe(None, None)  # the first is slower
     yield from served(Studio(pipe, people, title="toy_market, drawn people"))
 
 

@@ -206,7 +206,7 @@ def check_features(features: Floats, what: str, *, taken: Bools | None = None) -
 def _checked(
     query: Floats, gallery: Floats, q_pids: Ints, q_camids: Ints, g_pids: Ints, g_camids: Ints
 ) -> tuple[Floats, Floats]:
-    """Both sides as arrays; UserError (BAD_DATA) where features and identities do not go together."""
+    """Both sides as arrays; UserError (BAD_DATA) where features and identities do not fit."""
     query, gallery = np.asarray(query), np.asarray(gallery)
     if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
         raise UserError(

@@ -43,6 +43,7 @@ class Row:
     promised: str
     times: int = 0
     wrong: list[str] = field(default_factory=list)
+    compared: bool = False  # another tool beside ours: what it breaks is shown and no failure
 
     def check(self, good: bool, otherwise: str) -> None:
         """Count one case."""
@@ -55,19 +56,16 @@ Measure = Callable[[int], Row]
 """Do so many cases (or all, of a fixed list) of one kind."""
 
 
-def run(
+def start(
     command: Sequence[str | Path],
     *,
     cwd: Path,
     env: Mapping[str, str] | None = None,
-    timeout: float = HANGS_S,
-    kill_after: float | None = None,
     file_bytes: int | None = None,
-) -> Finished:
-    """Run `python command…`; tools are named by their file, such as tools/verify.py.
+) -> subprocess.Popen[str]:
+    """Start `python command…`; tools are named by their file, such as tools/verify.py.
 
-    timeout: seconds after which it counts as hung. kill_after: seconds after which it gets
-    SIGKILL. file_bytes: no file may grow beyond (RLIMIT_FSIZE), as on a full disk.
+    file_bytes: no file may grow beyond (RLIMIT_FSIZE), as on a full disk.
     """
 
     def limit() -> None:
@@ -76,7 +74,7 @@ def run(
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
 
     program = [str(ROOT / c) if str(c).startswith("tools/") else str(c) for c in command]
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, *program],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(env or {})},
@@ -88,6 +86,23 @@ def run(
         preexec_fn=limit,  # the parent has no threads of its own
         start_new_session=True,
     )
+
+
+def run(
+    command: Sequence[str | Path],
+    *,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    timeout: float = HANGS_S,
+    kill_after: float | None = None,
+    file_bytes: int | None = None,
+) -> Finished:
+    """Run a command as `start` does, to its end.
+
+    timeout: seconds after which it counts as hung. kill_after: seconds after which it gets
+    SIGKILL.
+    """
+    process = start(command, cwd=cwd, env=env, file_bytes=file_bytes)
     hung = False
     try:
         out, err = process.communicate(timeout=min(timeout, kill_after or timeout))

@@ -1,4 +1,4 @@
-"""A thousand images of which twenty are broken, in ten ways: the others are done, these are named."""
+"""A thousand images, twenty of them broken in ten ways: the others are done, these are named."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ this reader builds tensors and dictionaries and puts an inert object in the plac
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import math
@@ -236,9 +237,11 @@ def read_checkpoint(path: Path) -> tuple[str, dict[str, Tensor], tuple[str, ...]
             read = functools.cache(lambda key: bytearray(archive.read(f"{home}data/{key}")))
             state = {name: _tensor(value, read) for name, value in weights.items()}
             return part, state, tuple(name for name in parts if name != part)
-    except (UserError, OSError, MemoryError):
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # broken archives and pickles raise a dozen kinds
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that one: a wrong place
+            raise
         why = " ".join(str(error).split())
         raise UserError(
             f"{path}: not a whole checkpoint of the authors ({why}); nothing in it was run; "

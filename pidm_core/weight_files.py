@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import re
 import zipfile
@@ -85,7 +86,7 @@ def _load(path: Path) -> object:
         allowed = torch.serialization.get_safe_globals()  # at its end the block would forbid these
         with torch.serialization.safe_globals([kind for kind in _NUMBERS if kind not in allowed]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
+    except MemoryError:
         raise
     except pickle.UnpicklingError as error:  # torch's own words advise to run what is in the file
         raise UserError(
@@ -94,6 +95,8 @@ def _load(path: Path) -> object:
             BAD_DATA,
         ) from error
     except Exception as error:  # torch and safetensors raise a dozen kinds on broken bytes
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that one: a wrong place
+            raise
         raise UserError(
             f"{path}: not a whole weight file, perhaps cut off; download it again", BAD_DATA
         ) from error

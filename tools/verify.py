@@ -39,10 +39,12 @@ def main(argv: list[str] | None = None) -> int:
 def faults(folder: Path) -> list[str]:
     """What is wrong with a folder, by its kind."""
     if (folder / "split.json").is_file():
-        raise UserError(f"{folder}: an augmented folder, not checked yet")
-    from pidm_core.verify import verify
+        from pidm_reid import verify
 
-    return verify(folder)
+        return list(verify.faults(folder))
+    from pidm_core.verify import verify as verify_run
+
+    return verify_run(folder)
 
 
 if __name__ == "__main__":

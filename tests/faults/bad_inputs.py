@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from faults.cases import DONE, Case, images, lists, ranking, settings, weights
 from faults.harness import Finished, Measure, Row, run
@@ -14,6 +15,7 @@ from faults.harness import Finished, Measure, Row, run
 ROOMS = (images, lists, settings, ranking, weights)
 CASES: tuple[Case, ...] = tuple(case for room in ROOMS for case in room.CASES)
 AT_ONCE = 2
+T = TypeVar("T")
 
 
 def outcome(case: Case) -> str:
@@ -21,10 +23,11 @@ def outcome(case: Case) -> str:
     with tempfile.TemporaryDirectory(prefix="case-") as name:
         folder = Path(name)
         case.make(folder)
-        return _judged(case, run(case.command, cwd=folder))
+        return judged(case, run(case.command, cwd=folder))
 
 
-def _judged(case: Case, done: Finished) -> str:
+def judged(case: Case, done: Finished) -> str:
+    """What is wrong with how a process ended; '' = nothing."""
     lines = [line for line in done.err.splitlines() if line.startswith("error: ")]
     if done.hung:
         return "hangs"
@@ -47,13 +50,18 @@ def _wrong(number: int) -> str:
     return said and f"{CASES[number].name}: {said}"
 
 
-def check(numbers: Sequence[int]) -> Row:
-    """Run these cases, two at once."""
-    row = Row("named bad inputs", "one line and its exit code, or read as it should be")
+def two_at_once(act: Callable[[T], str], items: Sequence[T]) -> Iterator[str]:
+    """What `act` says of each item, in order; each runs in a process forked from this one."""
     forked = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(AT_ONCE, mp_context=forked) as pool:
-        for said in pool.map(_wrong, numbers):
-            row.check(not said, said)
+        yield from pool.map(act, items)
+
+
+def check(numbers: Sequence[int]) -> Row:
+    """Run these cases."""
+    row = Row("named bad inputs", "one line and its exit code, or read as it should be")
+    for said in two_at_once(_wrong, numbers):
+        row.check(not said, said)
     return row
 
 

@@ -5,7 +5,10 @@ Prints what was read, in one line; errors become exit codes as those of every to
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,8 +191,16 @@ READERS: dict[str, Callable[..., str]] = {
 }  # fmt: skip
 
 
+def _note_peak(path: str) -> None:
+    """Write the most memory that this process has held (kB, without the parent's), and seconds."""
+    status = Path("/proc/self/status").read_text()
+    Path(path).write_text(f"{status.split('VmHWM:')[1].split()[0]} {time.process_time():.1f}")
+
+
 def main(_: Any) -> int:
-    """Read and print."""
+    """Read and print; with PIDM_PEAK=FILE note the memory there."""
+    if "PIDM_PEAK" in os.environ:
+        atexit.register(_note_peak, os.environ["PIDM_PEAK"])
     kind, *paths = [text for text in sys.argv[1:] if text != "--debug"]
     print(READERS[kind](*paths))
     return pidm_core.DONE

@@ -58,7 +58,9 @@ def packed(data: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def tensors_file(header: bytes | dict[str, Any], data: bytes = b"", size: int | None = None) -> bytes:
+def tensors_file(
+    header: bytes | dict[str, Any], data: bytes = b"", size: int | None = None
+) -> bytes:
     """A safetensors file with any header, which may claim any size."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if size is None else size) + text + data

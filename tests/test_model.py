@@ -219,14 +219,17 @@ def test_with_positions_attention_starts_at_the_same_place() -> None:
     assert (weights.argmax(1) == torch.arange(128)).float().mean() > 0.9
 
 
+@pytest.mark.parametrize("size", [(8, 6), (64, 32)])  # two ways forward, two of summing back
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
-def test_our_group_norm_equals_torch_in_channels_last(dtype: torch.dtype, tolerance: float) -> None:
+def test_our_group_norm_equals_torch_in_channels_last(
+    dtype: torch.dtype, tolerance: float, size: tuple[int, int]
+) -> None:
     torch.manual_seed(0)
     norm = GroupNorm(64)
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
-    x = torch.randn(4, 64, 8, 6).mul(2).add(1)
-    g = torch.randn(4, 64, 8, 6)
+    x = torch.randn(4, 64, *size).mul(2).add(1)
+    g = torch.randn(4, 64, *size)
     results = []
     for ours in (True, False):
         leaf = x.to(dtype if ours else torch.float32)
@@ -237,6 +240,11 @@ def test_our_group_norm_equals_torch_in_channels_last(dtype: torch.dtype, tolera
         assert leaf.grad is not None
         grads = [p.grad.clone() for p in norm.parameters() if p.grad is not None]
         results.append([y, leaf.grad, *grads])
+        if ours:
+            with torch.no_grad():  # as when sampling
+                results[0].append(norm(leaf))
+        else:
+            results[1].append(y)
     for mine, reference in zip(*results, strict=True):
         error = (mine.float() - reference).abs().max() / reference.abs().max()
         assert error < tolerance

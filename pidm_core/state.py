@@ -31,7 +31,7 @@ class State:
         network = PIDM(config.model, recompute=config.train.recompute)
         values = [p.detach().clone() for p in network.parameters()]
         self.model = placement.module(network)
-        self._parameters = list(self.model.parameters())
+        self._parameters: list[Tensor] = [*self.model.parameters()]
         self.master = {
             # in the layout of the network's: copies from one layout to another are slow
             name: torch.empty_like(parameter, dtype=torch.float32).detach().copy_(value)

@@ -180,10 +180,11 @@ def generators(*, quick: bool) -> Iterator[tuple[str, float]]:
     yield f"bundled model, {steps} evaluations", generation(bundled.model, bundled.sample)
     for channels, evaluations in ((64, 1), (32, 4)):
         config = ModelConfig(
-            size=(64, 32), channels=channels, channel_mults=(1, 2, 2, 4), texture_factors=(2, 4, 8)
+            size=(64, 32), channels=channels, channel_mults=(1, 2, 3, 4), texture_factors=(4, 8)
         )
         settings = SampleConfig(steps=evaluations, guidance="none")
-        name = f"{channels} channels at 64x32, evaluations: {evaluations}"
+        millions = sum(p.numel() for p in network(config).parameters()) / 1e6
+        name = f"{millions:.0f} M parameters at 64x32, evaluations: {evaluations}"
         yield name, generation(config, settings)
     if not quick:
         settings = SampleConfig(steps=1, guidance="style", batch_size=4)

@@ -23,10 +23,11 @@ from pidm_core.config import (
     Guidance,
     ModelConfig,
     PIDMConfig,
+    SampleConfig,
     TrainConfig,
     load_config,
 )
-from pidm_core.diffusion import Denoise, Diffusion, guidance_terms, guided
+from pidm_core.diffusion import Denoise, Diffusion, guidance_terms, guided, sample_images
 from pidm_core.hardware import Placement, place
 from pidm_core.model import PIDM, POSE_CHANNELS
 from pidm_core.state import State
@@ -150,6 +151,44 @@ def convolution_rate(dtype: torch.dtype, batch: int = 8) -> float:
     with torch.inference_mode():
         seconds = _repeated(lambda: conv(x))
     return _rate(2 * 9 * 128 * 128 * 128 * 64 * batch, seconds)
+
+
+@torch.inference_mode()
+def generation(config: ModelConfig, settings: SampleConfig) -> float:
+    """Seconds to generate one image, its source's features included."""
+    placement, count = place(), settings.batch_size
+    given, model = conditions(config, count, placement.device), placement.module(network(config))
+    diffusion = Diffusion(DiffusionConfig())
+
+    def act() -> Tensor:
+        texture = model.encode(placement.tensor(given.x_s))
+        return sample_images(
+            model, diffusion, texture=texture, x_p=placement.tensor(given.x_p), y_T=given.y_t,
+            settings=settings,
+        )  # fmt: skip
+
+    return _repeated(act) / count
+
+
+def generators(*, quick: bool) -> Iterator[tuple[str, float]]:
+    """What is fast enough to generate while another network trains, and the seconds of an image.
+
+    And, unless `quick`, one step of the paper's network.
+    """
+    bundled = load_config(PIDMConfig, BUNDLED)
+    steps = bundled.sample.steps * len(guidance_terms(bundled.sample.guidance, W_P, W_S))
+    yield f"bundled model, {steps} evaluations", generation(bundled.model, bundled.sample)
+    for channels, evaluations in ((64, 1), (32, 4)):
+        config = ModelConfig(
+            size=(64, 32), channels=channels, channel_mults=(1, 2, 3, 4), texture_factors=(4, 8)
+        )
+        settings = SampleConfig(steps=evaluations, guidance="none")
+        millions = sum(p.numel() for p in network(config).parameters()) / 1e6
+        name = f"{millions:.0f} M parameters at 64x32, evaluations: {evaluations}"
+        yield name, generation(config, settings)
+    if not quick:
+        settings = SampleConfig(steps=1, guidance="style", batch_size=4)
+        yield "paper network, a step (2 evaluations)", generation(ModelConfig(), settings)
 
 
 # ---------------------------------------------------------------- training

@@ -181,6 +181,8 @@ class SampleConfig:
     """Guidance weight of the pose."""
     w_s: float = 2.0
     """Guidance weight of the style."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """Share of the steps after which guidance begins and ends; elsewhere one evaluation a step."""
     batch_size: int = 16
     """Images denoised together; short batches are padded, so it is part of the determinism."""
 
@@ -188,6 +190,8 @@ class SampleConfig:
         if self.steps < 1 or self.batch_size < 1:
             raise UserError("sample.steps and sample.batch_size must be at least 1")
         _within("sample.batch_size", [self.batch_size], 1, 4096)
+        if not 0 <= self.interval[0] <= self.interval[1] <= 1:
+            raise UserError(f"sample.interval: {self.interval} are no two rising shares, 0 ... 1")
 
 
 @dataclass(frozen=True)
@@ -208,6 +212,8 @@ class Sampling:
     """Guidance weight of the pose (default: the model's own)."""
     w_s: float | None = None
     """Guidance weight of the style (default: the model's own)."""
+    interval: tuple[float, float] | None = None
+    """Shares of the steps between which guidance acts (default: the model's own)."""
 
     def changes(self) -> dict[str, Any]:
         """What was given, by the names of SampleConfig."""

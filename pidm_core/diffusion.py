@@ -320,6 +320,11 @@ class Network(Protocol):
     ) -> Tensor: ...
 
 
+def unstyled(model: Network, like: Tensor) -> list[tuple[Tensor, ...]]:
+    """What the branches without a style see, one image of it; sides and precision of `like`."""
+    return model.prepare(model.encode(like.new_zeros((1, 3, *like.shape[2:]))))
+
+
 def guided(
     model: Network,
     diffusion: Diffusion,
@@ -329,6 +334,7 @@ def guided(
     guidance: Guidance,
     w_p: float,
     w_s: float,
+    absent: list[tuple[Tensor, ...]] | None = None,  # unstyled(); None = computed here
 ) -> Denoise:
     """A denoiser that evaluates the branches in one batch and combines their eps.
 
@@ -342,9 +348,9 @@ def guided(
     poses = torch.cat([x_p if with_pose else torch.zeros_like(x_p) for with_pose in posed])
     styles = model.prepare(texture)
     if not all(branch.style for branch, _ in terms):
-        nothing = model.prepare(model.encode(x_p.new_zeros((1, 3, *x_p.shape[2:]))))
-        absent = [tuple(f.expand(B, *f.shape[1:]) for f in style) for style in nothing]
-        parts = [styles if branch.style else absent for branch, _ in terms]
+        nothing = unstyled(model, x_p) if absent is None else absent
+        null = [tuple(f.expand(B, *f.shape[1:]) for f in style) for style in nothing]
+        parts = [styles if branch.style else null for branch, _ in terms]
         styles = [  # of each layer (nB, ...)
             tuple(torch.cat(same) for same in zip(*layer, strict=True))
             for layer in zip(*parts, strict=True)
@@ -374,20 +380,29 @@ def sample_images(
     noise: Callable[[int], Tensor] | None = None,
     known: Callable[[Tensor, Tensor], Tensor] | None = None,
     watch: Callable[[Step], object] | None = None,  # called after each step
+    absent: list[tuple[Tensor, ...]] | None = None,
 ) -> Tensor:  # (B, 3, H, W)
     """The sources' people in the target poses, by all the steps that `settings` asks for.
 
-    `noise` and `known` are those of Diffusion.sample.
+    `noise` and `known` are those of Diffusion.sample, `absent` that of `guided`.
     """
-    denoise = guided(
-        model,
-        diffusion,
-        x_p=x_p,
-        texture=texture,
-        guidance=settings.guidance,
-        w_p=settings.w_p,
-        w_s=settings.w_s,
-    )
+
+    def denoiser(guidance: Guidance) -> Denoise:
+        return guided(
+            model, diffusion, x_p=x_p, texture=texture, guidance=guidance,
+            w_p=settings.w_p, w_s=settings.w_s, absent=absent,
+        )  # fmt: skip
+
+    first, end = (round(share * settings.steps) for share in settings.interval)
+    inside = denoiser(settings.guidance) if first < end else None
+    outside = denoiser("none") if end - first < settings.steps else None
+    turns = iter([inside if first <= i < end else outside for i in range(settings.steps)])
+
+    def denoise(y_t: Tensor, t: Tensor) -> Tensor:
+        turn = next(turns)
+        assert turn is not None
+        return turn(y_t, t)
+
     steps = diffusion.sample(
         denoise,
         y_T,

@@ -23,6 +23,8 @@ POSE_CHANNELS = 20
 GROUPS = 32
 Style = tuple[Tensor, ...]
 """What a layer of H_N needs of F_s: K and V (B, N, C) each, or a feature map, or nothing."""
+Divide = Callable[..., list[Tensor]]
+"""Tensors in blocks of equal size -> those of them that `blocks` names."""
 
 
 class PIDM(nn.Module):
@@ -90,6 +92,8 @@ class PIDM(nn.Module):
         blocks: y_t, t and x_p come in blocks of equal size, and the k-th block of `styles` and of
         the output goes with block blocks[k] of them; what these share is computed once.
         """
+        if blocks is not None and [*blocks] == [*range(len(blocks))]:
+            blocks = None  # nothing is shared
         emb = self.time(time_embedding(t, self.config.channels).to(y_t.dtype))  # (B, 4C)
         height, width = y_t.shape[2:]
         x = self._padded(torch.cat([y_t, x_p], 1))
@@ -175,6 +179,7 @@ class NoisePredictor(nn.Module):
             return [torch.cat([p.chunk(number)[k] for k in blocks]) for p in parts]
 
         together = True  # until the first layer that sees a style
+        shared = 0  # so many skips come undivided
         if self.beside:
             x, emb = divided(x, emb)
             x, styles, together = torch.cat([x, *styles[0]], 1), [()] * len(self._layers()), False
@@ -183,16 +188,21 @@ class NoisePredictor(nn.Module):
         for layer, style in islice(layers, len(self.down)):
             h = run(layer.enter, h, emb)
             if style and together:
-                h, emb, *skips = divided(h, emb, *skips)
-                together = False
+                h, emb = divided(h, emb)
+                together, shared = False, len(skips)
             h = run(layer.leave, h, emb, *style)
             skips.append(h)
         if together:  # only the middle sees a style
-            h, emb, *skips = divided(h, emb, *skips)
+            h, emb = divided(h, emb)
+            shared = len(skips)
         for layer, style in islice(layers, len(self.middle)):
             h = run(layer, h, emb, *style)
         for layer, style in layers:
-            h = run(layer, torch.cat([h, skips.pop()], 1), emb, *style)
+            skip = skips.pop()
+            if blocks is not None and len(skips) < shared:
+                h = layer.beside(h, skip, emb, divided, *style)
+            else:
+                h = run(layer, torch.cat([h, skip], 1), emb, *style)
         return F.pixel_shuffle(self.out(h), self.patch)
 
 
@@ -218,6 +228,13 @@ class Layer(nn.Module):
         """The block, which sees no style."""
         entered: Tensor = self.block(h, emb) if isinstance(self.block, ResBlock) else self.block(h)
         return entered
+
+    def beside(self, h: Tensor, x: Tensor, emb: Tensor, divided: Divide, *style: Tensor) -> Tensor:
+        """forward(cat([h, *divided(x)], 1), emb, *style), sharing what the block can."""
+        if isinstance(self.block, ResBlock) and self.block.divides(h.shape[1]):
+            return self.leave(self.block.beside(h, x, emb, divided), emb, *style)
+        shared: Tensor = self(torch.cat([h, *divided(x)], 1), emb, *style)
+        return shared
 
     def leave(self, h: Tensor, emb: Tensor, *style: Tensor) -> Tensor:
         """What comes after the block."""
@@ -322,19 +339,41 @@ class ResBlock(nn.Module):
         self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        h = self._resized(F.silu(self.norm_1(x)))
-        h = self.norm_2(self.conv_1(h))
+        h = self.conv_1(self._resized(F.silu(self.norm_1(x))))
+        y: Tensor = self.skip(self._resized(x)) + self._second(h, emb)
+        return y
+
+    def _second(self, h: Tensor, emb: Tensor | None) -> Tensor:
+        h = self.norm_2(h)
         if self.emb is not None and emb is not None:
             scale, shift = self.emb(F.silu(emb))[:, :, None, None].chunk(2, 1)
             h = torch.addcmul(shift, h, 1 + scale)
-        h = self.conv_2(self.dropout(F.silu(h)))
-        y: Tensor = self.skip(self._resized(x)) + h
+        y: Tensor = self.conv_2(self.dropout(F.silu(h)))
         return y
+
+    def divides(self, channels: int) -> bool:
+        """Whether no group of the first norm lies on both sides of the first `channels`."""
+        return channels * GROUPS % len(self.norm_1.weight) == 0
+
+    def beside(self, h: Tensor, x: Tensor, emb: Tensor, divided: Divide) -> Tensor:
+        """forward(cat([h, *divided(x)], 1), emb), what concerns x alone computed undivided."""
+        width = h.shape[1]
+        aside = F.silu(self.norm_1.part(x, width))
+        assert isinstance(self.skip, nn.Conv2d)
+        first, last = divided(_part(self.conv_1, aside, width), _part(self.skip, x, width))
+        first = first + _part(self.conv_1, F.silu(self.norm_1.part(h)))
+        return last + _part(self.skip, h) + self._second(first, emb)
 
     def _resized(self, x: Tensor) -> Tensor:
         if self.resize == 0.5:
             return F.avg_pool2d(x, 2)
         return F.interpolate(x, scale_factor=2.0) if self.resize == 2.0 else x
+
+
+def _part(conv: nn.Conv2d, x: Tensor, first: int = 0) -> Tensor:
+    """What the channels x, the ones from `first` on, contribute to a convolution of more."""
+    weight = conv.weight[:, first : first + x.shape[1]]
+    return F.conv2d(x, weight, None if first else conv.bias, padding=conv.padding)
 
 
 # ---------------------------------------------------------------- the plan of the levels
@@ -426,7 +465,7 @@ def zeroed(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 class GroupNorm(nn.Module):
-    """GroupNorm(32), with a backward pass of our own in the channels_last layout."""
+    """GroupNorm(32), in ways of our own where torch's is slow: channels_last on a CPU."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -434,50 +473,100 @@ class GroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        slow = x.device.type == "cpu" and torch.is_grad_enabled() and not x.is_contiguous()
-        if slow and x.is_contiguous(memory_format=torch.channels_last):
+        if torch.is_grad_enabled() and _slow(x):
             y: Tensor = _ChannelsLastGroupNorm.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
             return y
-        return F.group_norm(x, GROUPS, self.weight, self.bias)
+        return self.part(x)
+
+    def part(self, x: Tensor, first: int = 0) -> Tensor:
+        """The same for some of the channels, whole groups of them, that come from `first` on."""
+        end = first + x.shape[1]
+        weight, bias = self.weight[first:end], self.bias[first:end]
+        groups = GROUPS * len(weight) // len(self.weight)
+        if _slow(x) and _narrow(x, groups):
+            return _normed(x, weight, bias, groups)[0]
+        return F.group_norm(x, groups, weight, bias)
 
 
 class _ChannelsLastGroupNorm(torch.autograd.Function):
     """torch's backward of group_norm costs more than the convolution beside it in this layout.
 
-    Per-channel sums are cheap here, so y = a x + b and dx = a dy + b x + c with coefficients per
-    image and channel: measured 46 -> 19 ms forward + backward (32 x 64 x 64 x 32, fp32).
+    Per-channel sums are cheap here, so dx = a dy + b x + c with coefficients per image and
+    channel: measured 37 -> 7 ms in fp32, 49 -> 5 in bf16 (4 x 128 x 128 x 64).
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        B, C, H, W = x.shape
-        v = x.permute(0, 2, 3, 1).reshape(B, H * W, C)
-        mean = _grouped(v.sum(1, dtype=torch.float32), H * W)  # (B, C), equal within a group
-        square = _grouped((v * v).sum(1, dtype=torch.float32), H * W)
-        rstd = (square - mean * mean).clamp_min_(0).add_(1e-5).rsqrt_()
-        scale = rstd * weight
-        y = torch.addcmul((bias - mean * scale).to(x.dtype)[:, None], v, scale.to(x.dtype)[:, None])
-        ctx.save_for_backward(v, weight, mean, rstd)
-        return y.view(B, H, W, C).permute(0, 3, 1, 2)
+        y, mean, rstd = _normed(x, weight, bias, GROUPS)
+        ctx.save_for_backward(x, weight, mean, rstd)
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        v, weight, mean, rstd = ctx.saved_tensors
+        x, weight, mean, rstd = ctx.saved_tensors
         B, C, H, W = dy.shape
-        d = dy.permute(0, 2, 3, 1).reshape(B, H * W, C)
-        sum_d = d.sum(1, dtype=torch.float32)  # (B, C)
-        sum_dx = ((d * v).sum(1, dtype=torch.float32) - mean * sum_d) * rstd
-        mean_d, mean_dx = _grouped(sum_d * weight, H * W), _grouped(sum_dx * weight, H * W)
+        v, d = _rows(x), _rows(dy)
+        sum_d = _sums(d)  # (B, C)
+        sum_dx = (_sums(d * v) - mean * sum_d) * rstd
+        mean_d = _grouped(sum_d * weight, GROUPS) / (H * W)
+        mean_dx = _grouped(sum_dx * weight, GROUPS) / (H * W)
         slope = -rstd * rstd * mean_dx
         offset = (-rstd * mean_d - mean * slope).to(d.dtype)
         dx = torch.addcmul(offset[:, None], v, slope.to(d.dtype)[:, None])
-        dx = torch.addcmul(dx, d, (rstd * weight).to(d.dtype)[:, None])
+        dx = dx.addcmul_(d, (rstd * weight).to(d.dtype)[:, None])
         dx = dx.view(B, H, W, C).permute(0, 3, 1, 2)
         return dx, sum_dx.sum(0).to(weight.dtype), sum_d.sum(0).to(weight.dtype)
 
 
-def _grouped(sums: Tensor, positions: int) -> Tensor:
-    """Per-channel sums (B, C) -> the mean over each group, repeated for its channels (B, C)."""
+def _slow(x: Tensor) -> bool:
+    """Whether torch is slow on this layout; float64 is for comparisons, which shall be exact."""
+    cpu = x.device.type == "cpu" and x.dtype != torch.float64 and not x.is_contiguous()
+    return cpu and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _narrow(x: Tensor, groups: int) -> bool:
+    """Whether torch's kernel for maps under 1024 positions has too few channels for its vectors.
+
+    Measured 16 x 96 x 16 x 8: torch 2.7 ms (bf16 3.0), y = a x + b 0.2 (0.3).
+    """
+    _, C, H, W = x.shape
+    return H * W < 1024 and C // groups * x.element_size() < 32
+
+
+def _normed(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The normalised x, mean and 1 / deviation of each channel's group (B, C) in float32."""
+    B, C, H, W = x.shape
+    if not _narrow(x, groups):
+        scale, shift = weight.float(), bias.float()  # or mean and deviation would be rounded
+        y, *both = torch.native_group_norm(x, scale, shift, B, C, H * W, groups, 1e-5)
+        mean, rstd = (value.repeat_interleave(C // groups, 1) for value in both)
+        return y, mean, rstd
+    v = _rows(x)
+    mean = _grouped(v.sum(1, dtype=torch.float32), groups) / (H * W)
+    square = _grouped((v * v).sum(1, dtype=torch.float32), groups) / (H * W)
+    rstd = (square - mean * mean).clamp_min_(0).add_(1e-5).rsqrt_()
+    scale = rstd * weight
+    y = torch.addcmul((bias - mean * scale).to(x.dtype)[:, None], v, scale.to(x.dtype)[:, None])
+    return y.view(B, H, W, C).permute(0, 3, 1, 2), mean, rstd
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, C, H, W) in channels_last -> (B, HW, C), without a copy."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _sums(v: Tensor) -> Tensor:
+    """Sums over the positions of (B, N, C), float32.
+
+    Many bf16 in two stages: a sum in another dtype copies first, and a rounded one is too coarse.
+    """
+    B, N, C = v.shape
+    if v.dtype == torch.bfloat16 and N >= 1024 and N % 64 == 0:
+        v = v.view(B, 64, -1, C).sum(2)
+    return v.sum(1, dtype=torch.float32)
+
+
+def _grouped(sums: Tensor, groups: int) -> Tensor:
+    """Values per channel (B, C) -> the mean over each group, repeated for its channels (B, C)."""
     B, C = sums.shape
-    means = sums.view(B, GROUPS, -1).mean(2) / positions
-    return means.repeat_interleave(C // GROUPS, 1)
+    return sums.view(B, groups, -1).mean(2).repeat_interleave(C // groups, 1)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pidm_core.checkpoint import find_model, load_model
 from pidm_core.config import DiffusionConfig, SampleConfig, to_dict
-from pidm_core.diffusion import Diffusion, Step, sample_images
+from pidm_core.diffusion import Diffusion, Step, sample_images, unstyled
 from pidm_core.files import UserError, load_image
 from pidm_core.hardware import Placement, place, to_uint8
 from pidm_core.model import PIDM, POSE_CHANNELS
@@ -50,6 +50,9 @@ class PIDMPipeline:
         self.fingerprint = fingerprint
         self.size: tuple[int, int] = model.config.size
         self.watch: Callable[[Step], object] | None = None
+        with torch.inference_mode():
+            like = self.placement.tensor(torch.zeros(1, 3, *self.size))
+            self._absent = unstyled(self.model, like)
 
     @classmethod
     def from_pretrained(
@@ -260,6 +263,7 @@ class PIDMPipeline:
             noise=lambda _: torch.stack(noise()).to(device),
             known=known,
             watch=self.watch,
+            absent=self._absent,
         )
         return to_uint8(y)
 

@@ -40,20 +40,29 @@ class State:
         self.worlds: dict[str, int] = {}  # processes by the step from which they trained
         torch.manual_seed(config.train.seed)
         network = PIDM(config.model, recompute=config.train.recompute)
-        names = [name for name, _ in network.named_parameters()]
-        values = [p.detach().clone().to(placement.device) for p in network.parameters()]
+        values = [p.detach().clone() for p in network.parameters()]
         self.model = placement.module(network)
-        self.master = dict(zip(names, values, strict=True))
+        self._parameters: list[Tensor] = [*self.model.parameters()]
+        self.master = {
+            # in the layout of the network's: copies from one layout to another are slow
+            name: torch.empty_like(parameter, dtype=torch.float32).detach().copy_(value)
+            for (name, parameter), value in zip(network.named_parameters(), values, strict=True)
+        }
         self.ema = {name: value.clone() for name, value in self.master.items()}
-        self._parameters = list(self.model.parameters())
-        self.adam = torch.optim.Adam(values, lr=config.train.lr, foreach=True)
+        for value in self.master.values():
+            value.grad = torch.empty_like(value)
+        self.adam = torch.optim.Adam(self.master.values(), lr=config.train.lr, fused=True)
         self._publish()
 
     def clip(self) -> Tensor:
         """Move the gradients to the master weights, clipped; their norm before that."""
         for value, parameter in zip(self.master.values(), self._parameters, strict=True):
-            grad = torch.zeros_like(value) if parameter.grad is None else parameter.grad.float()
-            value.grad, parameter.grad = grad, None
+            assert value.grad is not None
+            if parameter.grad is None:
+                value.grad.zero_()
+            else:
+                value.grad.copy_(parameter.grad)
+            parameter.grad = None
         limit = self.config.train.clip_norm
         return nn.utils.clip_grad_norm_(self.master.values(), limit, foreach=True)
 
@@ -62,7 +71,6 @@ class State:
         options = self.config.train
         self.adam.param_groups[0]["lr"] = learning_rate(step, options)
         self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
         # The paper's EMA; while the rate warms up it is a plain copy, as in the official code.
         decay = options.ema_decay if step >= options.warmup_steps else 0.0
         torch._foreach_lerp_(list(self.ema.values()), list(self.master.values()), 1 - decay)
@@ -70,8 +78,7 @@ class State:
 
     def _publish(self) -> None:
         with torch.no_grad():
-            for value, parameter in zip(self.master.values(), self._parameters, strict=True):
-                parameter.copy_(value)
+            torch._foreach_copy_(self._parameters, list(self.master.values()))
 
     def start_from(self, name: str) -> None:
         """Take the weights of another model as initial weights."""
@@ -155,11 +162,10 @@ class State:
         self._fill(self.master, tensors["weights"])
         self._fill(self.ema, tensors["ema"])
         for name, value in self.master.items():
+            moments = {key: tensors["adam"][f"{name}.{key}"] for key in MOMENTS}
             self.adam.state[value] = {
-                key: tensors["adam"][f"{name}.{key}"].to(
-                    "cpu" if key == "step" else self.placement.device
-                )
-                for key in MOMENTS
+                "step": moments.pop("step").to(value.device),
+                **{key: torch.empty_like(value).copy_(m) for key, m in moments.items()},
             }
         self._publish()
 

@@ -32,10 +32,13 @@ def pidm(run: str, *, sampling: Sampling, saw: str = "unknown", mark: bool = Tru
     from pidm_core import PIDMPipeline
 
     pipe = PIDMPipeline.from_pretrained(run).with_settings(**sampling.changes())
+    settings = to_dict(pipe.settings)
+    if pipe.settings.interval == (0.0, 1.0):
+        del settings["interval"]  # folders from before it was a setting stay what they are
     return Generator(
         pipe.render,
         pipe.fingerprint,
-        to_dict(pipe.settings),
+        settings,
         size=pipe.size,
         batch_size=pipe.settings.batch_size,
         saw=saw,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -244,6 +245,38 @@ class FakeNetwork:
         style = (styles[0][0].flatten(1).abs().sum(1) > 0).float()
         eps = 1 + 2 * pose + 6 * style + 7 * pose * style
         return eps[:, None, None, None].expand(-1, 6, *y_t.shape[2:])
+
+
+@pytest.mark.parametrize(("interval", "branches"), [((0.0, 1.0), 3), ((0.25, 0.75), 2)])
+def test_guidance_acts_in_its_interval_alone(
+    interval: tuple[float, float], branches: float
+) -> None:
+    rows: list[int] = []
+
+    class Counted(FakeNetwork):
+        def denoise(self, *given: Any, **more: Any) -> Tensor:
+            out = super().denoise(*given, **more)
+            rows.append(len(out))
+            return out
+
+    settings = SampleConfig(steps=8, guidance="chain", clip=False, interval=interval)
+    y = sample_images(
+        Counted(), Diffusion(DiffusionConfig()), texture=[torch.ones(1, 3, 4, 4)],
+        x_p=torch.ones(1, 20, 4, 4), y_T=torch.zeros(1, 3, 4, 4), settings=settings,
+    )  # fmt: skip
+    inside = range(round(8 * interval[0]), round(8 * interval[1]))
+    assert rows == [3 if i in inside else 1 for i in range(8)]
+    assert sum(rows) == branches * 8
+    # by hand: DDIM with eps = chain inside and 16 (pose and style) outside
+    diffusion, expected = Diffusion(DiffusionConfig()), 0.0
+    levels = diffusion.timesteps(8, "trailing")
+    for i, level in enumerate(levels):
+        eps = 1 + 2.0 * (3 - 1) + 2.0 * (16 - 3) if i in inside else 16
+        a = float(diffusion.abar[level])
+        b = float(diffusion.abar[levels[i + 1]]) if i < 7 else 1.0
+        y_0 = (expected - (1 - a) ** 0.5 * eps) / a**0.5
+        expected = b**0.5 * y_0 + (1 - b) ** 0.5 * eps
+    np.testing.assert_allclose(y.numpy(), expected, rtol=1e-4)
 
 
 def guided_value(guidance: Guidance, w_p: float, w_s: float) -> tuple[float, float]:

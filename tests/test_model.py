@@ -144,6 +144,8 @@ def test_blocks_of_one_pose_share_what_no_style_enters(
     model, (y_t, t, x_p, x_s) = randomised(config), inputs(config)
     rows: list[int] = []
     model.denoiser.down[0].block.register_forward_hook(lambda _, given, out: rows.append(len(out)))
+    whole: list[int] = []  # of the last block of the way up: rows whose skip was divided first
+    model.denoiser.up[-1].block.register_forward_hook(lambda _, given, out: whole.append(len(out)))
     no_pose, sources = torch.zeros_like(x_p), [x_s, torch.zeros_like(x_s), -x_s, x_s]
     with torch.no_grad():
         alone = [
@@ -151,11 +153,13 @@ def test_blocks_of_one_pose_share_what_no_style_enters(
             for pose, source in zip([no_pose, x_p, x_p, x_p], sources, strict=True)
         ]
         rows.clear()
+        whole.clear()
         styles = model.prepare(model.encode(torch.cat(sources)))
         both = [torch.cat([y_t, y_t]), torch.cat([t, t]), torch.cat([no_pose, x_p])]
         together = model.denoise(*both, styles, [0, 1, 1, 1])
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
     assert rows == [4 * 3 if texture == "input" else 2 * 3]
+    assert whole == ([4 * 3] if texture == "input" else [])
 
 
 @pytest.mark.parametrize("texture", VARIANTS)
@@ -219,14 +223,17 @@ def test_with_positions_attention_starts_at_the_same_place() -> None:
     assert (weights.argmax(1) == torch.arange(128)).float().mean() > 0.9
 
 
+@pytest.mark.parametrize("size", [(8, 6), (64, 32)])  # two ways forward, two of summing back
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
-def test_our_group_norm_equals_torch_in_channels_last(dtype: torch.dtype, tolerance: float) -> None:
+def test_our_group_norm_equals_torch_in_channels_last(
+    dtype: torch.dtype, tolerance: float, size: tuple[int, int]
+) -> None:
     torch.manual_seed(0)
     norm = GroupNorm(64)
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
-    x = torch.randn(4, 64, 8, 6).mul(2).add(1)
-    g = torch.randn(4, 64, 8, 6)
+    x = torch.randn(4, 64, *size).mul(2).add(1)
+    g = torch.randn(4, 64, *size)
     results = []
     for ours in (True, False):
         leaf = x.to(dtype if ours else torch.float32)
@@ -237,6 +244,11 @@ def test_our_group_norm_equals_torch_in_channels_last(dtype: torch.dtype, tolera
         assert leaf.grad is not None
         grads = [p.grad.clone() for p in norm.parameters() if p.grad is not None]
         results.append([y, leaf.grad, *grads])
+        if ours:
+            with torch.no_grad():  # as when sampling
+                results[0].append(norm(leaf))
+        else:
+            results[1].append(y)
     for mine, reference in zip(*results, strict=True):
         error = (mine.float() - reference).abs().max() / reference.abs().max()
         assert error < tolerance

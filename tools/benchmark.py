@@ -36,10 +36,27 @@ def main(argv: list[str] | None = None) -> int:
     for report in benchmark.measure(quick=options.quick, bf16=bf16):
         print(f"\n{report.text()}", flush=True)
         reports.append(asdict(report))
+    shares = on_the_fly(quick=options.quick)
     if options.json:
-        write_json(options.json, {"hardware": machine, "convolution": rates, "reports": reports})
+        figures = {"convolution": rates, "reports": reports, "on_the_fly": shares}
+        write_json(options.json, {"hardware": machine, **figures})
         print(f"-> {options.json}")
     return DONE
+
+
+def on_the_fly(*, quick: bool) -> dict[str, float]:
+    """Print and return what generating an image costs, in ResNet50 training steps on one image."""
+    from pidm_core import benchmark
+    from pidm_reid.config import NetworkConfig
+    from pidm_reid.finetune import measure_speed
+
+    training = 1 / measure_speed(NetworkConfig(height=256, width=128, batch_size=8))
+    print(f"\nResNet50 trains on an image of 256x128 in {1000 * training:.1f} ms; to generate one:")
+    shares = {}
+    for name, seconds in benchmark.generators(quick=quick):
+        shares[name] = seconds / training
+        print(f"{name:44} {1000 * seconds:8.1f} ms, {shares[name]:6.2f} of that", flush=True)
+    return shares
 
 
 if __name__ == "__main__":

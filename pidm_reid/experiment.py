@@ -124,7 +124,7 @@ def changed(table: ReidTable, change: str) -> ReidTable:
             f"variants: '{change}' is not a setting and its value, such as policy.half_real=true"
         )
     place[key] = value
-    return from_dict(ReidTable, tree)
+    return from_dict(type(table), tree)  # a tool may have made it of a class of its own
 
 
 @dataclass(frozen=True)

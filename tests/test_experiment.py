@@ -359,6 +359,15 @@ def test_a_variant_is_the_strict_row_with_one_setting_changed(table: ReidTable) 
     assert "9 synthetic" in outlook(dataclasses.replace(table, name="new"))[3]
 
 
+def test_a_table_of_a_tools_own_class_has_variants_too(table: ReidTable) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Options(ReidTable):
+        dry_run: bool = False
+
+    options = Options(**vars(few(table, variants={"half": "policy.half_real=true"})))
+    assert Bench(options).of(Cell("half", 0.5, 0)).table.policy.half_real
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [("PIDM-strict", "per_image=1"), ("a b", "per_image=1"), ("a", "per_imag=1"), ("a", "seeds"),

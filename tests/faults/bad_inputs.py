@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import multiprocessing
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from faults.cases import DONE, Case, images, lists, ranking, settings, weights
+from faults.cases import DONE, READ, Case, images, lists, ranking, settings, weights
 from faults.harness import Finished, Measure, Row, run
+from faults.warm import Warm
 
 ROOMS = (images, lists, settings, ranking, weights)
 CASES: tuple[Case, ...] = tuple(case for room in ROOMS for case in room.CASES)
 AT_ONCE = 2
+NEEDS_TORCH = ("weights", "model", "checkpoint", "official")
 T = TypeVar("T")
 
 
@@ -23,7 +27,22 @@ def outcome(case: Case) -> str:
     with tempfile.TemporaryDirectory(prefix="case-") as name:
         folder = Path(name)
         case.make(folder)
-        return judged(case, run(case.command, cwd=folder))
+        return judged(case, run_case(case, folder))
+
+
+def run_case(case: Case, folder: Path, env: Mapping[str, str] | None = None) -> Finished:
+    """Run a case's command; what needs torch is forked from a process that has imported it."""
+    if case.command[0] == READ and case.command[1] in NEEDS_TORCH:
+        return _warm().run(case.command, cwd=folder, env=env)
+    return run(case.command, cwd=folder, env=env)
+
+
+@functools.cache
+def _warm() -> Warm:
+    """This process's own; it ends with it, as its input does."""
+    scratch = tempfile.TemporaryDirectory()
+    atexit.register(scratch.cleanup)
+    return Warm(Path(scratch.name))
 
 
 def judged(case: Case, done: Finished) -> str:
@@ -51,9 +70,12 @@ def _wrong(number: int) -> str:
 
 
 def two_at_once(act: Callable[[T], str], items: Sequence[T]) -> Iterator[str]:
-    """What `act` says of each item, in order; each runs in a process forked from this one."""
-    forked = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(AT_ONCE, mp_context=forked) as pool:
+    """What `act` says of each item, in order.
+
+    Not in forked processes: torch's threads are lost in them, and it would wait for these.
+    """
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(AT_ONCE, mp_context=spawned) as pool:
         yield from pool.map(act, items)
 
 

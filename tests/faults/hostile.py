@@ -9,10 +9,10 @@ import functools
 import tempfile
 from pathlib import Path
 
-from faults.bad_inputs import CASES, judged, two_at_once
+from faults.bad_inputs import CASES, judged, run_case, two_at_once
 from faults.cases import READ, USAGE, Case, settings
 from faults.cases.images import JPEG, TRAIN
-from faults.harness import Measure, Row, run, tree
+from faults.harness import Measure, Row, tree
 
 LONGEST_S, MOST_KB = 10.0, 512 << 10
 ATTACKS = (
@@ -76,7 +76,7 @@ def outcome(case: Case) -> str:
         home.mkdir()
         case.make(home)
         before = _files(home)
-        done = run(case.command, cwd=home, env={"PIDM_PEAK": str(note)})
+        done = run_case(case, home, {"PIDM_PEAK": str(note)})
         if said := judged(case, done):
             return said
         if strange := set(_files(home).items()) ^ set(before.items()):
@@ -103,7 +103,8 @@ def _spent(note: Path) -> tuple[int, float]:
 def _idle(kind: str) -> tuple[int, float]:
     """kB and seconds of the processor that a reader's imports cost."""
     with tempfile.TemporaryDirectory() as name:
-        run((READ, kind, "none"), cwd=Path(name), env={"PIDM_PEAK": f"{name}/peak"})
+        case = Case("", {}, (READ, kind, "none"), 0, "")
+        run_case(case, Path(name), {"PIDM_PEAK": f"{name}/peak"})
         return _spent(Path(name) / "peak")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from faults import atomic_files
+from faults import atomic_files, synthesis
 from faults.harness import Measure, Row, table
 
 
@@ -11,6 +11,21 @@ from faults.harness import Measure, Row, table
 def test_promises_hold(measure: Measure) -> None:
     row = measure(2)
     assert row.times > 0
+    assert row.wrong == []
+
+
+@pytest.mark.parametrize(
+    ("measure", "number"),
+    [
+        (synthesis.kills, 2),
+        (synthesis.full_disks, 2),
+        (synthesis.races, 1),
+        (synthesis.flipped_bits, 20),
+    ],
+)
+def test_synthesis_loses_nothing(measure: Measure, number: int) -> None:
+    row = measure(number)
+    assert row.times == number
     assert row.wrong == []
 
 

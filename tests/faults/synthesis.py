@@ -71,15 +71,21 @@ def stage() -> Stage:
     toy = ["tools/make_toy_market.py", "--preset", "tiny", "--out", home / "toy"]
     model = ["-c", f"from pathlib import Path; import tiny; tiny.save_tiny(Path('{home}/model'))"]
     path = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    out, log = home / "straight", home / "log"
+    out, log = home / "straight/out", home / "log"
     first = Stage(home, {}, {}, 0, 0)
     for command in (toy, model):
         _expect(run(command, cwd=home, env=path, timeout=PATIENCE_S))
+    out.parent.mkdir()
     process = start(first.command(out), cwd=home, env=fault("none", 0, root=out, log=log))
     began = _wait_for_leases(out, [process])
     _expect(_finish(process))
     writes_s = time.monotonic() - began
     return Stage(home, images(out), lines(out), len(log.read_text().splitlines()), writes_s)
+
+
+def _place() -> tempfile.TemporaryDirectory[str]:
+    """A folder as deep as that of the undisturbed run: links are relative."""
+    return tempfile.TemporaryDirectory(dir=stage().home)
 
 
 def _expect(done: Finished) -> None:
@@ -125,10 +131,9 @@ def kills(number: int) -> Row:
         "0 half-written, lost or duplicate files; tree and ledger as in the straight run",
     )
     at, case, turn = stage(), 0, 0
-    with tempfile.TemporaryDirectory() as name:
-        while row.times < number:
-            out = Path(name) / str(case) / "out"
-            out.parent.mkdir()
+    while row.times < number:
+        with _place() as name:
+            out = Path(name) / "out"
             for _ in range(KILLED_ROUNDS):
                 if row.times < number:
                     _kill(row, out, WORLDS[turn % 3], turn, left=number - row.times)
@@ -176,7 +181,7 @@ def full_disks(number: int) -> Row:
     wanted = max(1, min(number - min(len(LIMITS), number // 2), len(points)))
     chosen = [points[k * len(points) // wanted + len(points) // wanted // 2] for k in range(wanted)]
     for case in [*chosen, *(-limit for limit in LIMITS[-(number // 2) :])][:number]:
-        with tempfile.TemporaryDirectory() as name:
+        with _place() as name:
             _fill_disk(row, Path(name) / "out", case)
     return row
 
@@ -207,7 +212,7 @@ def races(number: int) -> Row:
         "one refused with one line and exit code 4, or nothing left for it; same tree",
     )
     for case in range(number):
-        with tempfile.TemporaryDirectory() as name:
+        with _place() as name:
             out = Path(name) / "out"
             if case % 2 == 0:
                 _leave_lease(out)

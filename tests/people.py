@@ -100,7 +100,8 @@ def planned(market: Path, **changes: Any) -> Work:
 def render_all(work: Work, out: Path, generator: Generator = TINT, **options: Any) -> int:
     """Render what is still to render; the number of images."""
     todo = synthesize.start(work, generator, out, **options)
-    return sum(synthesize.synthesize(todo, work, generator, out))
+    shard = options.get("shard", (1, 1))
+    return sum(synthesize.synthesize(todo, work, generator, out, shard=shard))
 
 
 def data_manager(market: Path, sources: list[str], **options: Any) -> Any:

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from faults import atomic_files, bad_inputs, hostile, mutants, training, usual_tools
+from faults import (
+    atomic_files,
+    bad_inputs,
+    hostile,
+    mutants,
+    synthesis,
+    training,
+    usual_tools,
+)
 from faults.cases import BAD_DATA, DONE, Case, reading
 from faults.harness import Measure, Row, table
 
@@ -19,6 +27,21 @@ def test_the_harness_sees_what_breaks() -> None:
     row = usual_tools.pillow_saves(2)  # it reports success and cuts the file off
     assert row.compared
     assert len(row.wrong) == row.times == 2
+
+
+@pytest.mark.parametrize(
+    ("measure", "number"),
+    [
+        (synthesis.kills, 2),
+        (synthesis.full_disks, 2),
+        (synthesis.races, 1),
+        (synthesis.flipped_bits, 20),
+    ],
+)
+def test_synthesis_loses_nothing(measure: Measure, number: int) -> None:
+    row = measure(number)
+    assert row.times == number
+    assert row.wrong == []
 
 
 def test_the_table_names_what_went_wrong() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -176,6 +179,101 @@ def test_copies_need_no_links(market: Path, tmp_path: Path) -> None:
     render_all(planned(market), tmp_path, copy=True)
     assert not [path for path in tmp_path.rglob("*") if path.is_symlink()]
     assert len(folder.read_people(tmp_path, "query")) == len(folder.read_people(market, "query"))
+
+
+# ---------------------------------------------------------------- marks
+
+
+def test_generated_images_say_so_and_their_pixels_do_not_change(
+    market: Path, tmp_path: Path
+) -> None:
+    work, plain = planned(market), dataclasses.replace(TINT, mark=False)
+    render_all(work, tmp_path / "marked")
+    render_all(work, tmp_path / "plain", plain)
+    with pytest.raises(UserError, match="marked: True -> None"):
+        render_all(work, tmp_path / "marked", plain)
+    for recipe in work.recipes:
+        marked, bare = (
+            tmp_path / kind / "market1501/bounding_box_train" / recipe.file_name
+            for kind in ("marked", "plain")
+        )
+        assert b"digitalsourcetype/trainedAlgorithmicMedia" in marked.read_bytes()
+        assert b"xmp" not in bare.read_bytes()
+        assert (load_image(marked) == load_image(bare)).all()
+
+
+def test_the_manifest_tells_what_made_an_image_and_nothing_of_the_machine(
+    market: Path, tmp_path: Path
+) -> None:
+    render_all(planned(market), tmp_path)
+    for name in (folder.MANIFEST, folder.PLAN, folder.SPLIT):
+        text = (tmp_path / name).read_text()
+        assert str(tmp_path) not in text
+        assert str(market) not in text
+        assert socket.gethostname() not in text
+    entry = next(iter(folder.read_ledger(tmp_path / folder.MANIFEST).values()))
+    assert entry.keys() == {
+        "file_name", "source", "source_sha256", "pose", "pose_sha256", "replica", "seed", "role",
+        "settings", "renderer", "marked", "version", "sha256",
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- many images
+
+
+def test_recipes_of_a_part_know_their_places(market: Path) -> None:
+    recipes = planned(market, per_image=3).recipes
+    part = recipes[1::4]
+    assert [part.index_of(recipe.file_name) for recipe in part] == list(range(len(part)))
+    assert part.index_of(recipes[0].file_name) is None
+    assert list(part[2:5]) == [recipes[k] for k in (9, 13, 17)]
+    stem = recipes[0].file_name.removesuffix("0000.jpg")
+    for name in (f"{stem}0003.jpg", f"{stem}x.jpg", "0009_c1_pidm0000.jpg", "a"):
+        assert recipes.index_of(name) is None
+
+
+SCAN = """
+import resource, sys, time
+from pathlib import Path
+import numpy as np
+from pidm_core import Record, sha256
+from pidm_reid import folder, plan, synthesize
+sources, each, out = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+names = [f"{k:05d}_c1s1_000000_00.jpg" for k in range(sources)]
+joints = np.random.default_rng(0).integers(4, 60, (1000, 18, 2)).astype(np.float32)
+pool = plan.pose_pool({f"{k}.jpg": pose for k, pose in enumerate(joints)}, where="")
+records = [Record(Path(name), name, k + 1, 1) for k, name in enumerate(names)]
+content = {name: sha256(name.encode()) for name in names}
+recipes = plan.make_recipes(records, pool, content=content, seed=0, per_image=each)
+sha256(plan.write_recipes(recipes))
+generator, finished = synthesize.Generator(None, "none", {"steps": 3}), int(sys.argv[4])
+train, data = out / folder.BASE / folder.TRAIN, bytes(range(256)) * 12
+train.mkdir(parents=True)
+for first in range(0, finished, 1000):
+    batch = list(recipes[first : first + 1000])
+    for recipe in batch:
+        (train / recipe.file_name).write_bytes(data)
+    entries = [synthesize.ledger_entry(recipe, generator, data) for recipe in batch]
+    folder.append_ledger(out / folder.MANIFEST, entries)
+begin, cpu = time.perf_counter(), time.process_time()
+todo = synthesize.missing(recipes, generator, out)
+took, cpu = time.perf_counter() - begin, time.process_time() - cpu
+assert len(todo) == len(recipes) - finished
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(len(recipes), peak, took, cpu)
+"""
+
+
+@pytest.mark.slow
+def test_ten_million_recipes_take_little_memory_and_finished_images_are_scanned_fast(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-c", SCAN, "12500", "800", str(tmp_path), "100000"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    recipes, peak_mib, _, cpu_s = map(float, done.stdout.split())
+    assert recipes == 10_000_000
+    assert peak_mib < 500
+    assert cpu_s < 10  # for 100,000 finished images; of this process, whatever else runs
 
 
 # ---------------------------------------------------------------- bad input

@@ -261,7 +261,8 @@ def test_the_tool_makes_a_run_folder(
     assert said[-1].startswith(f"{out}: converted. Next: python tools/synthesize.py --run {out} ")
     files = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
     assert files == {
-        "config.yaml", "model/config.json", "model/manifest.json", "model/model.safetensors", "model/README.md"
+        "config.yaml", "model/config.json", "model/manifest.json", "model/model.safetensors",
+        "model/README.md",
     }  # fmt: skip
     pipe = PIDMPipeline.from_pretrained(out)
     assert (pipe.size, pipe.settings) == (SIZE, SAMPLE)

@@ -256,9 +256,16 @@ def _check_kind(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(HEAD_BYTES)
     refuse_stand_ins(path, start)
-    if not zipfile.is_zipfile(path):
+    if not _is_archive(path):
         why = "the file is empty" if not start else "not a zip archive of torch >= 1.6, or cut off"
         raise UserError(f"{path}: {why}; nothing in it was run; download it again", BAD_DATA)
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # part of one
+        return False
 
 
 class _Inert:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import multiprocessing
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from faults.cases import DONE, READ, Case, images, lists, ranking, settings, weights
-from faults.harness import Finished, Measure, Row, run
+from faults.harness import HANGS_S, Finished, Measure, Row, run
 from faults.warm import Warm
 
 ROOMS = (images, lists, settings, ranking, weights)
@@ -32,9 +33,10 @@ def outcome(case: Case) -> str:
 
 def run_case(case: Case, folder: Path, env: Mapping[str, str] | None = None) -> Finished:
     """Run a case's command; what needs torch is forked from a process that has imported it."""
+    patience = HANGS_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # others work too
     if case.command[0] == READ and case.command[1] in NEEDS_TORCH:
-        return _warm().run(case.command, cwd=folder, env=env)
-    return run(case.command, cwd=folder, env=env)
+        return _warm().run(case.command, cwd=folder, env=env, timeout=patience)
+    return run(case.command, cwd=folder, env=env, timeout=patience)
 
 
 @functools.cache

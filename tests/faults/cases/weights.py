@@ -297,7 +297,18 @@ def archive(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
+def ended(end: bytes, size: bytes = b"") -> bytes:
+    """An archive with something before its end record, or another size of its directory there."""
+    whole = archive({"a/data.pkl": b"x"})
+    body, record = whole[:-22], whole[-22:]
+    return body + end + (record[:12] + size + record[16:] if size else record)
+
+
 OFFICIAL: dict[str, tuple[bytes, str]] = {
+    "first of several disks": (
+        ended(struct.pack("<4sLQL", b"PK\6\7", 1, 0, 2)), "nothing in it was run",
+    ),
+    "directory before the file's start": (ended(b"", b"\xff\xff\xff\x7f"), "nothing in it was run"),
     "empty": (b"", "the file is empty"),
     "web page": (HTML, "a web page"),
     "cut off": (saved({"ema": STATE})[:-300], "nothing in it was run"),

@@ -207,5 +207,7 @@ Weights: the exponential moving average. Settings: config.json.
 
 Intended use: research on person re-identification, as training data.
 Not intended for identifying or tracking people.
+Limits: what the source does not show, such as a back, is invented; small patterns and faces are
+not kept. A picture drawn of a real person is still about that person.
 The terms of the training data hold for this model as well.
 """

@@ -334,7 +334,10 @@ def _read_tree(archive: zipfile.ZipFile) -> tuple[str, Any]:
     """The archive's inner folder, and what its pickle describes."""
     refuse_compressed(archive)
     (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-    tree = _Unpickler(archive.read(pickled), str(archive.filename)).load()
+    try:
+        tree = _Unpickler(archive.read(pickled), str(archive.filename)).load()
+    except MemoryError as error:  # it names a length, and the memory is asked for at once
+        raise ValueError("it asks for more memory than there is") from error
     return pickled.removesuffix("data.pkl"), tree
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import multiprocessing
 import os
 import tempfile
@@ -14,7 +12,7 @@ from typing import TypeVar
 
 from faults.cases import DONE, READ, Case, images, lists, ranking, settings, weights
 from faults.harness import HANGS_S, Finished, Measure, Row, run
-from faults.warm import Warm
+from faults.warm import warm
 
 ROOMS = (images, lists, settings, ranking, weights)
 CASES: tuple[Case, ...] = tuple(case for room in ROOMS for case in room.CASES)
@@ -35,16 +33,8 @@ def run_case(case: Case, folder: Path, env: Mapping[str, str] | None = None) -> 
     """Run a case's command; what needs torch is forked from a process that has imported it."""
     patience = HANGS_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # others work too
     if case.command[0] == READ and case.command[1] in NEEDS_TORCH:
-        return _warm().run(case.command, cwd=folder, env=env, timeout=patience)
+        return warm().run(case.command, cwd=folder, env=env, timeout=patience)
     return run(case.command, cwd=folder, env=env, timeout=patience)
-
-
-@functools.cache
-def _warm() -> Warm:
-    """This process's own; it ends with it, as its input does."""
-    scratch = tempfile.TemporaryDirectory()
-    atexit.register(scratch.cleanup)
-    return Warm(Path(scratch.name))
 
 
 def judged(case: Case, done: Finished) -> str:

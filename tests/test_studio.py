@@ -267,7 +267,14 @@ def test_a_port_that_is_taken_and_a_data_set_without_poses_are_refused(
 def test_the_tool_draws_people_serves_and_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools/studio.py"), "--port", "0"]
     environment = {"PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as tool:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # the children of a background job ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as tool:
         assert tool.stdout
         first = tool.stdout.readline()
         match = re.fullmatch(r"http://127\.0\.0\.1:(\d+) is open; Ctrl-C ends it\n", first)

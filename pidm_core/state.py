@@ -17,7 +17,6 @@ from pidm_core.checkpoint import (
     find_model,
     latest_checkpoint,
     load_model,
-    load_weights,
     save_checkpoint,
     save_model,
 )
@@ -85,7 +84,7 @@ class State:
         folder = find_model(name)
         model, *_ = load_model(folder)
         weights = {k: v.to(self.placement.device) for k, v in model.state_dict().items()}
-        load_weights(PIDM(self.config.model), weights, folder)  # refuses another architecture
+        check_weights(self.master, weights, folder)  # refuses another architecture
         self._fill(self.master, weights)
         self._fill(self.ema, weights)
         self._publish()

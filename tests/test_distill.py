@@ -22,6 +22,7 @@ from pidm_core.diffusion import Diffusion, ddim_step, guided, sample_images
 from pidm_core.distill import StudentLoss, distill, grid, image_between, prepare, walk
 from pidm_core.model import PIDM
 from pidm_core.seen import read_seen
+from pidm_core.train import Progress
 from tools.distill import main
 
 TRAIN = TrainConfig(
@@ -256,3 +257,12 @@ def test_the_tool_says_what_it_will_do_and_does_it(
     assert not (tmp_path / "run").exists()
     assert main(flags) == 0
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_a_signal_gives_its_own_exit_code(
+    config: DistillConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_config(config, tmp_path / "student.yaml")
+    stopped = Progress(1, 0.0, 0.0, 0.0, 1.0, 1.0, skipped=False, stopping=130)
+    monkeypatch.setattr("pidm_core.distill.distill", lambda lesson, run: iter([stopped]))
+    assert main(["--config", str(tmp_path / "student.yaml"), "--out", str(tmp_path / "r")]) == 130

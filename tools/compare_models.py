@@ -50,8 +50,10 @@ def main(argv: list[str] | None = None) -> int:
     print(comparison.text())
     if json:
         write_json(json, comparison.to_json())
+        print(f"-> {json}")
     if sheet:
         write_bytes(sheet, encode_png(comparison.sheet))
+        print(f"-> {sheet}")
     return DONE
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from pidm_core.config import DistillConfig, parse
-from pidm_core.files import DONE, TERMINATED, run
+from pidm_core.files import DONE, run
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     for step in watch(distill(lesson, folder), total=total, label="distill"):
         if step.stopping:
             print(f"stopped and saved at step {step.step}; the same command goes on")
-            return TERMINATED
+            return step.stopping
     print(f"{folder}: trained. Next: python tools/compare_models.py --models {folder}")
     return DONE
 

@@ -92,13 +92,15 @@ def write_table_report(table: Path, *, published: bool | None = None) -> Path:
 
 
 def publish(table: Path, home: Path, *, published: bool | None = None) -> Path:
-    """Copy a table to home/NAME, with a plot of it if it has several ratios; returns that folder.
+    """Copy a table and its cells to home/NAME, with a plot if it has several ratios.
 
+    That folder, which is returned, can itself be shown, and be copied back to be gone on with.
     Raises UserError (BAD_DATA) without a result.json.
     """
     lines = write_table(table, published=published)
     out = home / table.resolve().name
-    for name in TABLE_FILES:
+    cells = (path.relative_to(table) for path in sorted(table.glob("*/result.json")))
+    for name in (*TABLE_FILES, *cells):
         write_bytes(out / name, (table / name).read_bytes())
     if len({line.ratio for line in lines}) > 1:
         write_bytes(out / "plot.png", page.plot_file(_series(lines), **AXES))

@@ -117,7 +117,9 @@ def test_a_published_table_is_a_copy_with_a_plot_of_several_ratios(tmp_path: Pat
     table = write_cells(tmp_path / "reid_try")
     out = report.publish(table, tmp_path / "docs")
     assert out == tmp_path / "docs/reid_try"
-    assert {p.name for p in out.iterdir()} == {"table.json", "table.md", "table.csv"}
+    cells = {str(path.relative_to(table)) for path in table.glob("*/result.json")}
+    copied = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert copied == cells | {"table.json", "table.md", "table.csv"}
     assert (out / "table.md").read_bytes() == (table / "table.md").read_bytes()
     write_json(table / "more/result.json", {**THREE[0], "ratio": 0.2})
     report.publish(table, tmp_path / "docs")

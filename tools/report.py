@@ -22,7 +22,7 @@ class Options:
     keypoints: str = ""
     """Keypoint file of the real images (default: the one beside the data set)."""
     publish: str = ""
-    """Folder to which the figures of tables are copied as well, such as docs/results."""
+    """Folder to which tables and their cells are copied as well, such as docs/results."""
     found: str = ""
     """Keypoint file of an augmented folder's generated images (tools/extract_poses.py)."""
 

@@ -28,9 +28,9 @@ def commands() -> Iterator[tuple[str, str, str]]:
     """(page, tool, arguments) of each command, in code blocks and between backquotes."""
     for page in PAGES:
         text = page.read_text().replace("\\\n", " ")
-        blocks = re.findall(r"```(?:bash|sh)?\n(.*?)```", text, re.DOTALL)
+        blocks = re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
         rest = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-        lines = [line for block in blocks for line in block.splitlines()]
+        lines = [x for kind, block in blocks if kind in ("", "bash") for x in block.splitlines()]
         for line in [*lines, *re.findall(r"`([^`\n]+)`", rest)]:
             match = COMMAND.match(line.strip())
             if match and match[1] in TOOLS:

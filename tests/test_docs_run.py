@@ -92,8 +92,8 @@ def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def documented(page: str, home: Path) -> list[list[str]]:
     """The command lines in a page's shell blocks, as words."""
     text = (ROOT / page).read_text().replace("\\\n", " ").replace("/path/to", str(home / "data"))
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
+    blocks = re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
+    lines = [line for kind, block in blocks if kind == "bash" for line in block.splitlines()]
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 

@@ -30,7 +30,7 @@ def commands() -> Iterator[tuple[str, str, str]]:
         text = page.read_text().replace("\\\n", " ")
         blocks = re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
         rest = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-        lines = [x for kind, block in blocks if kind in ("", "bash") for x in block.splitlines()]
+        lines = [x for kind, block in blocks if kind == "bash" for x in block.splitlines()]
         for line in [*lines, *re.findall(r"`([^`\n]+)`", rest)]:
             match = COMMAND.match(line.strip())
             if match and match[1] in TOOLS:

@@ -95,7 +95,7 @@ class DiffusionConfig:
     """What the network predicts: the noise (the paper), or the image (learns sooner)."""
 
     def __post_init__(self) -> None:
-        _within("diffusion.T", [self.T], 1, 100_000)
+        _within("diffusion.T", [self.T], 2, 100_000)
         _within(
             "diffusion.beta_first and beta_last", [self.beta_first, self.beta_last], 1e-9, 0.999
         )
@@ -153,6 +153,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "log_every", "save_every", "bad_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}: must be at least 1")
+        if self.seed < 0:
+            raise UserError(f"train.seed: {self.seed} is negative")
         if self.keep < 2:
             raise UserError("train.keep: must be at least 2, or a crash could leave none")
         if not 0 <= self.eta <= 1 / 3:
@@ -350,6 +352,8 @@ class ImageTable(ImageSettings):
             raise UserError("methods: at least one is needed (methods: {PIDM: FOLDER})")
         if bad := [name for name in self.methods if name in (".", "..") or "/" in name or not name]:
             raise UserError(f"methods: '{bad[0]}' does not serve as the name of a folder")
+        if self.grid and self.targets.lower().endswith(".csv"):
+            raise UserError("grid: a CSV of targets names no sources; give a folder of targets")
         if self.grid and not self.keypoints:
             raise UserError("keypoints: the grid needs the joints of the targets")
         if self.grid_rows < 1:
@@ -371,8 +375,10 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
-def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
-    """Build a configuration from a (nested) dict; unknown keys and wrong types are refused."""
+def from_dict(cls: type[T], values: dict[str, Any], where: str = "", default: T | None = None) -> T:
+    """Build a configuration from a (nested) dict of differences from `default` (that of `cls`);
+    unknown keys and wrong types are refused.
+    """
     if not isinstance(values, dict):
         raise UserError(f"{where}expected names with values")
     hints = typing.get_type_hints(cls)
@@ -380,11 +386,25 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
     for key, value in values.items():
         if key not in hints:
             raise UserError(f"{where}unknown key '{key}'{_suggest(key, list(hints))}")
-        given[key] = _coerce(value, hints[key], f"{where}{key}")
+        if dataclasses.is_dataclass(kind := hints[key]):
+            own = _section_default(cls, key) if default is None else getattr(default, key)
+            if not isinstance(value, dict):
+                raise UserError(f"{where}{key}: expected a section with keys, got {value!r}")
+            given[key] = from_dict(
+                typing.cast(type[Any], kind), value, f"{where}{key}.", default=own
+            )
+        else:
+            given[key] = _coerce(value, kind, f"{where}{key}")
     try:
-        return cls(**given)
+        return cls(**given) if default is None else dataclasses.replace(default, **given)  # type: ignore[type-var]
     except TypeError as error:  # a field without a default
         raise UserError(f"{where}{str(error).partition('()')[2].strip()}") from error
+
+
+def _section_default(cls: type[Any], key: str) -> Any:
+    """A section as it is in `cls`, which may differ from its own class (None: without default)."""
+    (item,) = (item for item in dataclasses.fields(cls) if item.name == key)
+    return None if item.default_factory is dataclasses.MISSING else item.default_factory()
 
 
 _NOTHING = (None, "null", "none", "None", "~", "")
@@ -393,10 +413,6 @@ _NOTHING = (None, "null", "none", "None", "~", "")
 def _coerce(value: Any, kind: Any, where: str) -> Any:
     """`value` (text or a JSON value) as the declared type `kind`."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise UserError(f"{where}: expected a section with keys, got {value!r}")
-        return from_dict(typing.cast(type[Any], kind), value, f"{where}.")
     if origin in (types.UnionType, typing.Union):  # X | None
         known = next(a for a in args if a is not type(None))
         if value not in typing.get_args(known) and value in _NOTHING:  # guidance has a "none"
@@ -562,7 +578,7 @@ def parse(
         if "(default" not in text:
             text = f"{text} (default: {_show(default)})"
         options: dict[str, Any] = {"dest": path, "help": text}
-        if default is None:  # X | None
+        if default is None and typing.get_origin(kind) is types.UnionType:  # X | None
             kind = next(arg for arg in typing.get_args(kind) if arg is not type(None))
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
@@ -591,16 +607,20 @@ def parse(
     return from_dict(cls, tree)
 
 
-def _flags(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, tuple[str, Any, Any, str]]]:
+def _flags(
+    cls: type[Any], prefix: str = "", section: Any = None
+) -> Iterator[tuple[str, tuple[str, Any, Any, str]]]:
     """Yield (flag, (dotted field, type, default, help)) of every field, sections included."""
     hints, texts = typing.get_type_hints(cls), _field_docs(cls)
     for item in dataclasses.fields(cls):
         path, kind = prefix + item.name, hints[item.name]
         if dataclasses.is_dataclass(kind):
-            yield from _flags(typing.cast(type[Any], kind), f"{path}.")
+            own = getattr(section, item.name, None) or _section_default(cls, item.name)
+            yield from _flags(typing.cast(type[Any], kind), f"{path}.", own)
             continue
         flag = "--" + path.replace("_", "-")
         default = None if item.default is dataclasses.MISSING else item.default
+        default = default if section is None else getattr(section, item.name)
         yield flag, (path, kind, default, texts.get(item.name, "").replace("%", "%%"))
 
 

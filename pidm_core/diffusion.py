@@ -56,17 +56,17 @@ class Diffusion:
 
     # ------------------------------------------------------------ training
 
-    def losses(self, out: Tensor, y_0: Tensor, y_t: Tensor, t: Tensor, eps: Tensor) -> HybridLoss:
+    def losses(self, out: Tensor, y_0: Tensor, y_t: Tensor, t: Tensor, eps: Tensor) -> Losses:
         """Eq. 4 for a network output (B, 6, H, W)."""
         out = out.float()
         bound = self.vlb(self.to_eps(out, y_t, t), y_0, y_t, t)
         if self.config.prediction == "eps":
-            return HybridLoss((out[:, :3] - eps).square().mean((1, 2, 3)), bound)
+            return Losses((out[:, :3] - eps).square().mean((1, 2, 3)), bound)
         # An error of the image is one of the noise times SNR: Eq. 3 and the bound would learn the
         # least noisy levels alone. So SNR counts as 1 ... 5, and the bound is cut as much.
         snr = (self.abar / (1 - self.abar)).to(t.device)[t].float()
         mse = snr.clamp(1, 5) * (out[:, :3] - y_0).square().mean((1, 2, 3))
-        return HybridLoss(mse, bound * (5 / snr).clamp_max(1))
+        return Losses(mse, bound * (5 / snr).clamp_max(1))
 
     def vlb(self, out: Tensor, y_0: Tensor, y_t: Tensor, t: Tensor) -> Tensor:
         """One term of the variational bound in bits per dimension, (B,); the mean is detached.
@@ -162,15 +162,11 @@ class Diffusion:
 
 
 @dataclass(frozen=True)
-class HybridLoss:
+class Losses:
     """L_mse and L_vlb of each image, (B,) each."""
 
     mse: Tensor
     vlb: Tensor
-
-    def mean(self) -> Tensor:
-        """Eq. 4: the bound weighs 0.001 T per sampled step, which is 1 at T = 1000."""
-        return (self.mse + self.vlb).mean()
 
 
 @dataclass(frozen=True)

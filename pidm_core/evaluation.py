@@ -21,11 +21,12 @@ from pidm_core.files import (
     BAD_DATA,
     ENVIRONMENT,
     UserError,
+    load_array,
     load_image,
     read_text,
     refuse_way_out,
+    save_array,
     sha256,
-    write_bytes,
 )
 from pidm_core.image_metrics import PRESETS, SSIM_WINDOW, Preset, bring_to, ssim
 from pidm_core.image_names import named_pair, without_seed
@@ -316,15 +317,10 @@ def _real_features(
     """Features of the real images, kept in `cache` under the hash of all that they depend on."""
     key = [extractor.name, extractor.weights, extractor.size, *(sha256(p) for p in files)]
     path = cache / f"{sha256(json.dumps(key).encode())[:24]}.npy"
-    if path.is_file():
-        try:
-            return np.asarray(np.load(path, allow_pickle=False))
-        except (ValueError, EOFError):
-            pass  # damaged; made anew
-    features = _extract(files, extractor, preset, "real")
-    data = io.BytesIO()
-    np.save(data, features, allow_pickle=False)
-    write_bytes(path, data.getvalue())
+    features = load_array(path)
+    if features is None:
+        features = _extract(files, extractor, preset, "real")
+        save_array(path, features)
     return features
 
 

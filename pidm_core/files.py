@@ -162,6 +162,25 @@ def _encode(image: np.ndarray, **options: Any) -> bytes:
 # ---------------------------------------------------------------- bytes and JSON
 
 
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write an array of numbers, whole or not at all."""
+    import numpy as np
+
+    data = io.BytesIO()
+    np.save(data, array, allow_pickle=False)
+    write_bytes(path, data.getvalue())
+
+
+def load_array(path: Path) -> np.ndarray | None:
+    """An array that `save_array` wrote; None if it is not there or damaged."""
+    import numpy as np
+
+    try:
+        return np.asarray(np.load(path, allow_pickle=False))
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+
+
 def write_bytes(path: str | Path, data: bytes | Iterator[bytes]) -> None:
     """Write a file so that it is there whole or not at all; makes the parent folders.
 

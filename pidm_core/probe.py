@@ -283,11 +283,14 @@ class Setting:
     steps: int
     w_p: float
     w_s: float
+    interval: tuple[float, float] = (0.0, 1.0)
 
     @property
     def evaluations(self) -> int:
         """Network evaluations for each image."""
-        return self.steps * len(guidance_terms(self.guidance, self.w_p, self.w_s))
+        first, end = (round(share * self.steps) for share in self.interval)
+        guided = len(guidance_terms(self.guidance, self.w_p, self.w_s))
+        return self.steps + (end - first) * (guided - 1)
 
     def __str__(self) -> str:
         weights = {"dcf": "ps", "chain": "ps", "cf": "s", "style": "s", "none": ""}[self.guidance]
@@ -312,6 +315,6 @@ def settings(
     for name, count, pose, style in itertools.product(*lists):
         if name not in get_args(Guidance):
             raise UserError(f"guidance '{name}' is none of {', '.join(get_args(Guidance))}")
-        one = Setting(cast(Guidance, name), count, pose, style)
+        one = Setting(cast(Guidance, name), count, pose, style, own.interval)
         different.setdefault((tuple(guidance_terms(one.guidance, pose, style)), count), one)
     return list(different.values())

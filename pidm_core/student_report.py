@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pidm_core.feature_metrics import diversity, frechet_distance
-from pidm_core.files import UserError, sha256
+from pidm_core.files import UserError, load_array, save_array, sha256
 from pidm_core.pipeline import PIDMPipeline
 from pidm_core.probe import Probe, Setting
 from pidm_core.probe_report import (
@@ -203,7 +203,7 @@ def load(name: str) -> PIDMPipeline:
 def evaluations(pipe: PIDMPipeline) -> int:
     """Network evaluations for an image."""
     own = pipe.settings
-    return Setting(own.guidance, own.steps, own.w_p, own.w_s).evaluations
+    return Setting(own.guidance, own.steps, own.w_p, own.w_s, own.interval).evaluations
 
 
 def measure(drawn: Sequence[np.ndarray], probe: Probe, evaluations: int) -> Row:
@@ -227,13 +227,10 @@ def _drawn(name: str, pipe: PIDMPipeline, probe: Probe, folder: Path, seed: int)
     people = [probe.crowd.records[i].name for i in probe.pairs.flat]
     key = sha256(json.dumps([pipe.describe(), people, seed]).encode())[:16]
     path = folder / f"{key}.npy"
-    if not path.is_file():
+    images = load_array(path)
+    if images is None:
         size = probe.crowd.images.shape[1:3]
         renderer = Renderer(f"{name}, seed {seed}", at_size(pipe, size))
         images = draw_pairs(probe, renderer, seed=seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".part").open("wb") as file:
-            np.save(file, images)
-        path.with_suffix(".part").replace(path)
-    drawn: np.ndarray = np.load(path, allow_pickle=False)
-    return drawn
+        save_array(path, images)
+    return images

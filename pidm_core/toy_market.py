@@ -67,19 +67,17 @@ def make(
     test_people: TestPeople = "test",
     train_identities: int | None = None,
     train_images: int | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Callable[..., Iterable[int]] | None = None,
 ) -> Path:
     """Draw a data set into `out`/market1501 and return that folder.
 
     The same arguments go on where an interrupted run stopped, and leave a finished set alone.
     `workers` None = one process per core, and one for small sets; more need an importable
-    `__main__`. `progress(done, total)` is called now and then. Raises UserError for a folder
+    `__main__`. `progress(sizes, total=…)` passes on how many pictures were drawn at a time
+    (`progress.track`). Raises UserError for a folder
     that holds something else, and for counts that no set can have.
     """
-    if preset not in PRESETS:
-        raise UserError(f"preset '{preset}' is none of {', '.join(PRESETS)}")
-    changes = {"train_identities": train_identities, "train_images": train_images}
-    counts = replace(PRESETS[preset], **{k: v for k, v in changes.items() if v is not None})
+    counts = wanted(preset, train_identities, train_images)
     scenes = plan(counts, seed=seed, train_people=train_people, test_people=test_people)
     root = Path(out) / "market1501"
     settings = {
@@ -97,6 +95,14 @@ def make(
         write_json(root / "toy_market.json", {**settings, "finished": True})
     shutil.rmtree(root / ".toy_market", ignore_errors=True)
     return root
+
+
+def wanted(preset: str, train_identities: int | None, train_images: int | None) -> Counts:
+    """The counts of a preset, with others of training people and images if they are given."""
+    if preset not in PRESETS:
+        raise UserError(f"preset '{preset}' is none of {', '.join(PRESETS)}")
+    changes = {"train_identities": train_identities, "train_images": train_images}
+    return replace(PRESETS[preset], **{k: v for k, v in changes.items() if v is not None})
 
 
 def _open(root: Path, settings: dict[str, Any]) -> bool:
@@ -125,7 +131,7 @@ def _draw_all(
     seed: int,
     scenes: list[Scene],
     workers: int | None,
-    progress: Callable[[int, int], object] | None,
+    progress: Callable[..., Iterable[int]] | None,
 ) -> None:
     chunks = [scenes[start : start + _CHUNK] for start in range(0, len(scenes), _CHUNK)]
     open_jobs = [(root, seed, i, c) for i, c in enumerate(chunks) if not _is_done(root, i, c)]
@@ -133,14 +139,10 @@ def _draw_all(
         (root / subset).mkdir(parents=True, exist_ok=True)
     left = sum(len(job[3]) for job in open_jobs)
     count = workers or min(os.cpu_count() or 1, -(-left // _PER_PROCESS))
-    done = len(scenes) - left
 
     def follow(sizes: Iterable[int]) -> None:
-        nonlocal done
-        for size in sizes:
-            done += size
-            if progress:
-                progress(done, len(scenes))
+        for _ in progress(sizes, total=left) if progress else sizes:
+            pass
 
     if count <= 1 or len(open_jobs) <= 1:
         follow(map(_draw_chunk, open_jobs))

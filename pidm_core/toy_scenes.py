@@ -55,6 +55,11 @@ class Counts:
     junk: int
     distractors: int
 
+    @property
+    def images(self) -> int:
+        """Files in all."""
+        return self.train_images + self.queries + self.gallery + self.junk + self.distractors
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -78,6 +83,8 @@ def plan(
     counts: Counts, *, seed: int, train_people: str = "train", test_people: str = "test"
 ) -> list[Scene]:
     """All pictures of a set, in the order of subset and name; draws nothing."""
+    if min(counts.train_identities, counts.test_identities) < 1:
+        raise UserError("a set needs at least one training and one test identity")
     pids = np.arange(1, counts.train_identities + counts.test_identities + 1)
     if pids[-1] > MAX_PID:
         raise UserError(

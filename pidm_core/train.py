@@ -279,15 +279,21 @@ def sample_grid(state: State, pairs: Pairs) -> np.ndarray:
     places = np.linspace(0, len(pairs) - 1, GRID_ROWS).astype(int)
     batch = pairs.batch(places, np.random.default_rng(0), max_scale=0.0)
     x_s, x_p, _ = _tensors(batch, placement)
-    y_T = torch.randn(x_s.shape, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(step: int) -> Tensor:
+        return torch.randn(x_s.shape, generator=generator).to(placement.device)
+
+    y_T = noise(0)
     model = state.averaged()
     y = sample_images(
         model,
         Diffusion(config.diffusion),
         texture=model.encode(x_s),
         x_p=x_p,
-        y_T=y_T.to(placement.device),
+        y_T=y_T,
         settings=config.sample,
+        noise=noise,
     )
     columns = [batch.source, to_uint8(2 * x_p[:, :3] - 1), to_uint8(y), batch.target]
     return np.concatenate([np.concatenate(list(c), axis=0) for c in columns], axis=1)

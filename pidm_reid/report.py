@@ -99,9 +99,8 @@ def publish(table: Path, home: Path, *, published: bool | None = None) -> Path:
     """
     lines = write_table(table, published=published)
     out = home / table.resolve().name
-    cells = (path.relative_to(table) for path in sorted(table.glob("*/result.json")))
-    for name in (*TABLE_FILES, *cells):
-        write_bytes(out / name, (table / name).read_bytes())
+    for path in (*(table / name for name in TABLE_FILES), *table.glob("*/result.json")):
+        write_bytes(out / path.relative_to(table), path.read_bytes())
     if len({line.ratio for line in lines}) > 1:
         write_bytes(out / "plot.png", page.plot_file(_series(lines), **AXES))
     return out

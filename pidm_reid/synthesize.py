@@ -300,9 +300,13 @@ def _is_there(recipe: Recipe, entry: Mapping[str, Any], generator: Generator, ou
     return same and folder.is_finished(out / folder.BASE / folder.TRAIN, entry)
 
 
-def outlook(work: Work, generator: Generator, out: Path) -> str:
-    """What is still to do in `out` and its cost, measured on one batch that is not kept."""
-    todo = missing(work.recipes, generator, out)
+def outlook(work: Work, generator: Generator, out: Path, *, shard: tuple[int, int] = (1, 1)) -> str:
+    """What part K of N (`shard`) has still to do in `out`, and its cost, measured on one batch
+    that is not kept.
+    """
+    part, parts = shard
+    planned = work.recipes[part - 1 :: parts]
+    todo = missing(planned, generator, out)
     if not todo:
         return f"{out}: nothing is left to generate"
     batch = todo[: generator.batch_size]
@@ -315,7 +319,7 @@ def outlook(work: Work, generator: Generator, out: Path) -> str:
         / len(batch)
     )
     return (
-        f"{out}: {len(todo):,} of {len(work.recipes):,} images to generate, "
+        f"{out}: {len(todo):,} of {len(planned):,} images to generate, "
         f"about {seconds / 60:.1f} minutes here and {size / 2**20:.1f} MiB"
     )
 

@@ -79,8 +79,9 @@ ARROWS = {
     },
 }  # fmt: skip
 LONG = [
-    "compare_models", "distill", "extract_poses", "probe_generator", "render_pairs",
-    "reproduce_table", "select_images", "synthesize", "train_pidm", "train_reid",
+    "compare_models", "distill", "evaluate_images", "extract_poses", "make_toy_market",
+    "probe_generator", "render_pairs", "reproduce_table", "select_images", "synthesize",
+    "train_pidm", "train_reid",
 ]  # fmt: skip
 ROOMS = [(package, room) for package, rooms in ARROWS.items() for room in sorted(rooms)]
 

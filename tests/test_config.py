@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -250,6 +250,23 @@ def test_names_with_values_come_from_a_flag_or_a_section(tmp_path: Path) -> None
             named("--folders", wrong)
     with pytest.raises(UserError, match="names with values"):
         named("--config", str(yaml(tmp_path, "folders: [a, b]")))
+
+
+def test_one_key_of_a_section_leaves_its_others_as_they_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plain = ReidTable()
+    table = from_dict(ReidTable, {"student": {"finetune": {"steps": "7"}}})
+    assert table.student.finetune == replace(plain.student.finetune, steps=7)
+    assert table.student.standard == plain.student.standard
+    table = from_dict(ReidTable, {"selection": {"network": {"lr": 1e-3}}})
+    assert table.selection.network == replace(plain.selection.network, lr=1e-3)
+    with pytest.raises(SystemExit):
+        parse(ReidTable, ["--help"], prog="x", description="", example="x")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"rises. (default: {plain.student.standard.warmup_steps})" in shown
+    assert f"(amsgrad). (default: {plain.student.finetune.lr})" in shown
+    assert f"(default: {plain.selection.network.steps})" in shown
 
 
 def test_help_has_the_texts_of_inherited_fields(capsys: pytest.CaptureFixture[str]) -> None:

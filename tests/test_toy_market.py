@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -125,8 +126,10 @@ def test_an_interrupted_run_goes_on(root: Path, tmp_path: Path) -> None:
     class Stop(Exception):
         pass
 
-    def stop(done: int, total: int) -> None:
-        raise Stop
+    def stop(sizes: Iterable[int], *, total: int) -> Iterator[int]:
+        for _ in sizes:
+            raise Stop
+        yield total
 
     with pytest.raises(Stop):
         make(tmp_path, preset="tiny", workers=1, progress=stop)
@@ -135,6 +138,15 @@ def test_an_interrupted_run_goes_on(root: Path, tmp_path: Path) -> None:
     assert there
     assert all(path.stat().st_mtime_ns == time for path, time in there.items())
     assert _bytes(again) == _bytes(root)
+
+
+def test_a_dry_run_counts_what_would_be_drawn(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = sum(1 for subset in SUBSETS for _ in (root / subset).iterdir())
+    assert main(["--preset", "tiny", "--out", str(tmp_path), "--dry-run"]) == 0
+    assert f": {files} images" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_finished_set_is_left_alone_and_another_refused(root: Path) -> None:

@@ -41,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
         figures = {"convolution": rates, "reports": reports, "on_the_fly": shares}
         write_json(options.json, {"hardware": machine, **figures})
         print(f"-> {options.json}")
+    else:
+        print("\nnothing was written; --json FILE keeps the figures")
     return DONE
 
 

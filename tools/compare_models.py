@@ -54,6 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     if sheet:
         write_bytes(sheet, encode_png(comparison.sheet))
         print(f"-> {sheet}")
+    if not json and not sheet:
+        print("nothing was written; --json FILE keeps the figures, --sheet FILE pictures")
     return DONE
 
 

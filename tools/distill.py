@@ -50,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         if step.stopping:
             print(f"stopped and saved at step {step.step}; the same command goes on")
             return step.stopping
-    print(f"{folder}: trained. Next: python tools/compare_models.py --models {folder}")
+    print(f"{folder}: trained. Next:")
+    print(f"  python tools/compare_models.py --models {config.teacher},{folder}")
     return DONE
 
 

@@ -1,4 +1,4 @@
-"""Score a folder of generated images, made by any method: SSIM, LPIPS, FID, KID, coverage."""
+"""Score a folder of generated images, made by any method: SSIM, LPIPS, FID, KID, diversity."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ class Options(ImageSettings):
     """Folder of generated images, named <source>_2_<target>_vis.png or as PATN's."""
     json: str = ""
     """File for the figures."""
+    dry_run: bool = False
+    """Say what would be compared with what, and stop."""
 
     def check(self) -> None:
         """Raise UserError for what lacks."""
@@ -31,9 +33,14 @@ def main(argv: list[str] | None = None) -> int:
     options = parse(Options, argv, prog="evaluate_images", description=__doc__, example=example)
     options.check()
 
-    from pidm_core.evaluation import evaluate, find_judges, read_pictures
+    from pidm_core.evaluation import evaluate, find_judges, images_below, read_pictures
 
     pictures = read_pictures(options.generated, options.targets or options.real)
+    if options.dry_run:
+        known = sum(picture.target is not None for picture in pictures)
+        real = len(images_below(options.real))
+        print(f"{len(pictures):,} images, {known:,} with a target; {real:,} real ones")
+        return DONE
     report = evaluate(pictures, options, find_judges(options))
     print("\n".join(map(str, report.figures)))
     for line in report.left_out:
@@ -41,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.json:
         write_json(options.json, asdict(report))
         print(f"-> {options.json}")
+    else:
+        print("nothing was written; --json FILE keeps the figures")
     return SKIPPED if report.left_out else DONE
 
 

@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     write_pairs(out, pairs)
     compare_with_published(keypoints, len(pairs), split=split)
     print(f"{out}: {len(pairs):,} pairs of {len(keypoints):,} images. Next:")
-    print(f"  python tools/train_pidm.py --data {source.parent} --pairs {out} --config FILE")
+    tool = "render_pairs.py" if split == "test" else "train_pidm.py --config FILE"
+    print(f"  python tools/{tool} --data {source.parent} --keypoints {source} --pairs {out}")
     return DONE
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from pidm_core.config import parse
 from pidm_core.files import DONE, run
 
 
-@dataclass
+@dataclass(frozen=True)
 class Options:
     """What to draw."""
 
@@ -29,6 +30,8 @@ class Options:
     """Training identities (none = as the preset)."""
     train_images: int | None = None
     """Training images (none = as the preset)."""
+    dry_run: bool = False
+    """Say how many images would be drawn, and stop."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,19 +43,16 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         example="python tools/make_toy_market.py --preset demo --out data/toy_market",
     )
-    from tqdm import tqdm
+    from pidm_core import to_dict, track
+    from pidm_core.toy_market import make, wanted
 
-    from pidm_core import to_dict
-    from pidm_core.toy_market import make
-
+    if options.dry_run:
+        counts = wanted(options.preset, options.train_identities, options.train_images)
+        print(f"{options.out}/market1501: {counts.images:,} images")
+        return DONE
     settings = to_dict(options)
-    with tqdm(unit=" images", disable=None) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        root = make(settings.pop("out"), progress=progress, **settings)
+    out, _ = settings.pop("out"), settings.pop("dry_run")
+    root = make(out, progress=partial(track, label=f"draw {out}", unit="images"), **settings)
     print(f"{root}: done. Next:")
     print(f"  python tools/synthesize.py --run toy_market --data {options.out} --ratio 0.4")
     return DONE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from pidm_core import DONE, encode_png, parse, run, to_dict, write_bytes, write_json
+from pidm_core import DONE, UserError, encode_png, parse, run, to_dict, write_bytes, write_json
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     """Measure every combination of the settings and print a row for each."""
     example = "python tools/probe_generator.py --guidance dcf,chain --w-s 1,2 --sheet sheet.png"
     options = parse(Options, argv, prog="probe_generator", description=__doc__, example=example)
+    if options.seed < 0:
+        raise UserError(f"seed {options.seed} is negative")
     wanted = to_dict(options)
     json, sheet, dry_run = (wanted.pop(name) for name in ("json", "sheet", "dry_run"))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -59,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     if sheet:
         write_bytes(sheet, encode_png(report.sheet))
         print(f"-> {sheet}")
+    if not json and not sheet:
+        print("nothing was written; --json FILE keeps the figures, --sheet FILE pictures")
     return DONE
 
 

@@ -56,9 +56,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{out}: {total:,} images of {len(pairs):,} pairs, by {options.run}")
         return DONE
     pipe = PIDMPipeline.from_pretrained(options.run).with_settings(**options.changes())
-    write_truth(people, pairs, out)
     drawn = draw_pairs(pipe, people, pairs, out / "images", seeds=options.seeds)
     sum(track(drawn, total=total, label="render", unit="images"))
+    write_truth(people, pairs, out)  # a folder of other pairs has been refused by now
     print(f"{out}: {total:,} images of {len(pairs):,} pairs. Next:")
     print(
         f"  python tools/evaluate_images.py --generated {out}/images --targets {out}/targets "

@@ -67,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     policy = PlanPolicy(options.pose_policy, options.same_scale, options.source_policy)
     if options.import_from and policy != PlanPolicy():
         raise UserError("import-from takes over images as they are; leave out the policies")
+    if options.import_from and not options.data:
+        raise UserError("import-from needs --data DIR, the data set whose people are shown")
 
     from pidm_core import find_keypoints
     from pidm_reid import generators, leaks, plan, synthesize
@@ -92,6 +94,9 @@ def main(argv: list[str] | None = None) -> int:
     out = Path(options.out or f"data/{name}")
     left_out = list(work.broken)
     contents = leaks.read_contents(data)
+    if options.import_from and options.dry_run:
+        print(f"{out}: {work.summary()}; those of {options.import_from} would be taken instead")
+        return DONE
     if options.import_from:
         left_out += _import(options, work, out, real=contents.named())
     else:
@@ -99,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
         generator = generators.pidm(model, sampling=options, saw=saw, mark=not options.no_mark)
         print(f"{data}: {work.summary()} with {model}", flush=True)
         if options.dry_run:
-            print(synthesize.outlook(work, generator, out))
+            print(synthesize.outlook(work, generator, out, shard=shard))
             return DONE
         _generate(work, generator, out, shard=shard, copy=options.copy)
     for line in left_out:

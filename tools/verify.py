@@ -33,6 +33,11 @@ def main(argv: list[str] | None = None) -> int:
         lines = faults(Path(name))
         wrong += len(lines)
         print("\n".join(lines) or f"{name}: every file is as it was written")
+    if wrong:
+        print(
+            "Mend a checkpoint by removing its folder (the training goes on from the one before), "
+            "generated images by the same tools/synthesize.py command, all else from a copy"
+        )
     return BAD_DATA if wrong else DONE
 
 

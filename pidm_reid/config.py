@@ -26,6 +26,10 @@ class Stage:
     label_smooth: bool = True
     """Smooth the labels by 0.1, as torchreid does."""
 
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"steps: {self.steps} is not at least 1")
+
 
 @dataclass(frozen=True)
 class NetworkConfig:

@@ -107,3 +107,16 @@ def _centres(shapes: np.ndarray, number: int) -> np.ndarray:
         chosen.append(int(np.minimum(table, nearest).sum(1).argmin()))
         nearest = np.minimum(nearest, table[chosen[-1]])
     return shapes[chosen]
+
+
+def postures(joints: np.ndarray) -> np.ndarray:
+    """Joints (N, 18, 2) px from the middle of the hips in units of the torso, (N, 36).
+
+    A missing joint stands where it is on average, so that it makes no pose a new one.
+    """
+    middle = joints[:, _HIPS].mean(1, keepdims=True)
+    shapes = (joints - middle) / torso(joints)[:, None, None]
+    known = ~np.isnan(shapes)
+    mean = np.where(known, shapes, 0).sum(0) / np.maximum(known.sum(0), 1)
+    flat: np.ndarray = np.where(known, shapes, mean).reshape(len(joints), -1)
+    return flat

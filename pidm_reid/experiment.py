@@ -24,6 +24,7 @@ from pidm_core import (
     PIDMConfig,
     Record,
     UserError,
+    __version__,
     find_keypoints,
     from_dict,
     is_drawn,
@@ -179,7 +180,10 @@ def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
 
 
 def draw_sheet(table: ReidTable) -> Path | None:
-    """Write sheet.png for the first cell of PIDM, with the oracle's images as the true ones."""
+    """Write sheet.png for the first cell of PIDM, with the oracle's images as the true ones.
+
+    None where no row has PIDM's images, or they are not on this machine.
+    """
     from pidm_reid.sheet import write_sheet
 
     bench = Bench(table)
@@ -188,14 +192,17 @@ def draw_sheet(table: ReidTable) -> Path | None:
     if cell is None:
         return None
     bench = bench.of(cell)
+    generated = bench.folder(cell) / folder.BASE / folder.TRAIN
+    if not generated.is_dir():  # of a table that was copied here
+        return None
     truth = bench.folder(replace(cell, row="oracle")) / folder.BASE / folder.TRAIN
     path = Path(table.results) / table.name / "sheet.png"
     write_sheet(
         path,
         bench.work(cell).recipes,
-        generated=bench.folder(cell) / folder.BASE / folder.TRAIN,
+        generated=generated,
         keypoints=read_keypoints(bench.keypoints),
-        truth=truth if "oracle" in table.rows else None,
+        truth=truth if "oracle" in table.rows and truth.is_dir() else None,
     )
     return path
 
@@ -204,11 +211,12 @@ def outlook(table: ReidTable) -> list[str]:
     """What `run_table` would do, one line per cell, and what it would cost."""
     from pidm_reid import finetune
 
-    benches, student = Bench(table), table.student
+    benches = Bench(table)
     lines, passes, images, mebibytes = [], 0, 0, 0.0
     shared: set[Path] = set()  # what several cells use is made once
     for cell in cells(table):
         bench = benches.of(cell)
+        student = bench.table.student
         work, row = bench.work(cell), bench.rows[cell.row]
         stage = student.standard if row.train == "real" else student.finetune
         done = cell.path(table).is_file()
@@ -230,7 +238,7 @@ def outlook(table: ReidTable) -> list[str]:
             f"{'done' if done else 'to do':5}  {cell.row:29} {cell.ratio:.0%}  seed {cell.seed}  "
             f"{len(work.real):,} real + {synthetic:,} synthetic images, {stage.steps:,} steps"
         )
-    hours = passes / 3600 / finetune.measure_speed(student) if passes else 0.0
+    hours = passes / 3600 / finetune.measure_speed(table.student) if passes else 0.0
     return [
         *lines,
         f"in all {passes:,} ResNet50 training image passes, about {hours:.1f} hours here, besides "
@@ -665,6 +673,6 @@ def _figures(ranking: retrieval.Ranking) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that decide a result."""
-    names = ("pidm-reid", "torch", "torchvision", "torchreid", "numpy", "pillow")
+    names = ("torch", "torchvision", "torchreid", "numpy", "pillow")
     found = {name: importlib.metadata.version(name) for name in names}
-    return {"python": platform.python_version(), **found}
+    return {"python": platform.python_version(), "pidm-reid": __version__, **found}

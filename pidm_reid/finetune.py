@@ -113,7 +113,7 @@ def iterate(engine: FastSoftmaxEngine, steps: int) -> Iterator[dict[str, float]]
     """Train for `steps` iterations, over as many epochs as it takes; yields each one's figures."""
     engine.set_model_mode("train")
     done = 0
-    while True:
+    while done < steps:
         for data in engine.train_loader:
             yield engine.forward_backward(data)
             done += 1
@@ -217,7 +217,7 @@ def _train(
     pools = fresh_each_epoch(manager) if how.fresh else []
     model, weights = _make_model(manager.num_train_pids, config=config, start=start)
     engine = _make_engine(manager, model, config=config, stage=stage)
-    last = round(how.real_last * stage.steps)
+    last = min(round(how.real_last * stage.steps), stage.steps - 1)
     try:
         history = _run(engine, stage.steps - last, label=label, batch=config.batch_size)
     finally:

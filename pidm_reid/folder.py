@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -72,15 +73,7 @@ def read_augmented(root: str | Path, *, verify: bool = True) -> Augmented:
     the query and gallery), or if a file of the ledger is missing or was changed.
     """
     root = Path(root)
-    if not (root / SPLIT).is_file():
-        raise UserError(
-            f"{root}: not an augmented folder (no {SPLIT}); make one with tools/synthesize.py",
-            BAD_DATA,
-        )
-    split = read_json(root / SPLIT)
-    if not isinstance(split, dict) or split.get("format") != FORMAT:
-        raise UserError(f"{root / SPLIT}: not a split of format {FORMAT}", BAD_DATA)
-    _check_split(split, str(root / SPLIT))
+    split = read_split(root)
     ledger = read_ledger(root / MANIFEST)
     if evaluation := [name for name, entry in ledger.items() if entry.get("role") != "train"]:
         raise UserError(
@@ -284,6 +277,20 @@ def start_folder(out: Path, split: Mapping[str, Any]) -> None:
         write_json(out / SPLIT, split)
 
 
+def read_split(root: Path) -> dict[str, Any]:
+    """The split.json of an augmented folder; UserError (BAD_DATA) if there is no good one."""
+    if not (root / SPLIT).is_file():
+        raise UserError(
+            f"{root}: not an augmented folder (no {SPLIT}); make one with tools/synthesize.py",
+            BAD_DATA,
+        )
+    split = read_json(root / SPLIT)
+    if not isinstance(split, dict) or split.get("format") != FORMAT:
+        raise UserError(f"{root / SPLIT}: not a split of format {FORMAT}", BAD_DATA)
+    _check_split(split, str(root / SPLIT))
+    return split
+
+
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
     """What differs between two trees of JSON values, as 'key: old -> new'."""
     if isinstance(old, dict) and isinstance(new, dict):
@@ -305,9 +312,8 @@ def lay_out(out: Path, real: Sequence[Record], *, copy: bool) -> None:
     for subset in (QUERY, GALLERY):
         if (original := real[0].path.parent.parent / subset).is_dir():
             place(original, home / subset, copy=copy)
-    if not copy:  # one folder, three spellings of its name
-        _link(Path("."), home / ALIAS)
-        _link(Path(BASE), out / ALIAS)
+    if not copy:
+        _link_spellings(out)
 
 
 def write_market1501(
@@ -318,19 +324,29 @@ def write_market1501(
     gallery: Sequence[Record],
     copy: bool = False,
 ) -> None:
-    """Write a Market-1501 root from records, with the files that lie beside the originals."""
-    home = out / BASE
+    """Write a Market-1501 root from records, with the files that lie beside the originals.
+
+    It is there whole or not at all; UserError if it is there already.
+    """
+    home, growing = out / BASE, out / f".tmp-{BASE}"
     if home.exists():
         raise UserError(f"{home}: exists already; give another --out or remove it")
+    shutil.rmtree(growing, ignore_errors=True)
     for subset, records in ((TRAIN, train), (QUERY, query), (GALLERY, gallery)):
         for record in records:
-            place(record.path, home / subset / record.name, copy=copy)
+            place(record.path, growing / subset / record.name, copy=copy)
     for beside in sorted(train[0].path.parent.parent.iterdir()):
         if beside.is_file():
-            place(beside, home / beside.name, copy=copy)
+            place(beside, growing / beside.name, copy=copy)
+    os.replace(growing, home)
     if not copy:
-        _link(Path("."), home / ALIAS)
-        _link(Path(BASE), out / ALIAS)
+        _link_spellings(out)
+
+
+def _link_spellings(out: Path) -> None:
+    """One folder, three spellings of its name."""
+    _link(Path("."), out / BASE / ALIAS)
+    _link(Path(BASE), out / ALIAS)
 
 
 def place(original: Path, target: Path, *, copy: bool) -> None:

@@ -51,7 +51,11 @@ def import_images(
             "be trained on them",
             BAD_DATA,
         )
-    files = sorted(p for p in images.glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    files = sorted(
+        path
+        for path in images.glob("*")
+        if path.suffix.lower() in (".jpg", ".jpeg", ".png") and path.is_file()
+    )
     if not files:
         raise UserError(f"{images}: no images (.jpg or .png) in it", BAD_DATA)
     renderer = f"imported:{plan.fingerprint({path.name: sha256(path) for path in files})}"
@@ -103,7 +107,9 @@ def _imported_recipe(
         raise UserError(f"{path}: its source is not in the training subset", BAD_DATA)
     replica = numbers.get(source, 0)
     numbers[source] = replica + 1
-    name = f"{source}_pidm{replica:04d}.jpg"
+    name = plan.image_name(source, replica)
+    if folder.person(name)[0] != pid:
+        raise UserError(f"{path}: its name says who is shown after '_vis' only", BAD_DATA)
     return Recipe(name, stems[source].name if source in stems else "", "", target, "", replica, 0)
 
 

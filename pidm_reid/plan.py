@@ -32,11 +32,16 @@ UNIFORM = PlanPolicy()
 T = TypeVar("T")
 
 
+def image_name(source: str, replica: int) -> str:
+    """File name of the image number `replica` from a source, named without its ending."""
+    return f"{source}_pidm{replica:04d}.jpg"
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One image to generate."""
 
-    file_name: str  # of the image: <source stem>_pidm0007.jpg
+    file_name: str  # of the image: see image_name
     source: str  # name of the image that gives the person
     source_sha256: str
     pose: str  # name of the image whose joints give the pose
@@ -106,7 +111,7 @@ class Recipes(Sequence[Recipe]):
         source, pose, replica = self.sources[k], self.chosen[place], place - int(self.first[k])
         content, joints = self.content[source.name], self.poses.hashes[pose]
         return Recipe(
-            file_name=f"{_stem(source)}_pidm{replica:04d}.jpg",
+            file_name=image_name(_stem(source), replica),
             source=source.name,
             source_sha256=content,
             pose=self.poses.names[pose],
@@ -215,7 +220,6 @@ def make_recipes(
     times: int = 1,
     policy: PlanPolicy = UNIFORM,
     bodies: Mapping[str, np.ndarray] | None = None,
-    role: Role = "train",
 ) -> Recipes:
     """The recipes, sorted by file name; `content` maps a source's name to its file's SHA-256.
 
@@ -227,6 +231,8 @@ def make_recipes(
     Nested, whatever the policy: with one seed, the recipes of an amount are among those of a
     larger one, and of the same one more times over. (Two amounts, each several times over, are
     not under `balanced` and `cameras`.)
+    Raises UserError for times below 1 and over 9,999 images of a source, and (BAD_DATA) if no
+    pose can be compared.
     """
     if times < 1:
         raise UserError(f"times {times} is not 1 or more")
@@ -257,7 +263,7 @@ def make_recipes(
             "and get poses of any size",
             policy.same_scale, len(choice.misfits), len(sources), choice.misfits[0],
         )  # fmt: skip
-    return Recipes(ordered, content, poses, seed, first, chosen, role)
+    return Recipes(ordered, content, poses, seed, first, chosen)
 
 
 def _check_amount(most: int) -> None:

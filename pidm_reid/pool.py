@@ -33,6 +33,7 @@ from pidm_core import (
     Sampling,
     UserError,
     find_keypoints,
+    from_dict,
     load_image,
     read_keypoints,
     sha256,
@@ -207,9 +208,11 @@ def _lock(home: Path) -> Any:
     file = folder.open_own(home / ".lock", "w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         file.close()
         raise UserError(f"{home}: another training uses this pool; give pool=DIR") from error
+    except OSError:
+        pass  # a file system without locks
     return file
 
 
@@ -224,7 +227,8 @@ class Succession:
 
     def __init__(self, root: Path, keypoints: str = "") -> None:
         augmented = folder.read_augmented(root, verify=False)
-        real = [r for r in folder.read_people(root) if r.name in set(augmented.real)]
+        kept = set(augmented.real)
+        real = [record for record in folder.read_people(root) if record.name in kept]
         self.root, self.split = root, augmented.split
         self.manifest = folder.read_ledger(root / folder.MANIFEST)
         lines = folder.read_lines(root / folder.PLAN)
@@ -246,7 +250,8 @@ class Succession:
         size = load_image(real[0].path).shape[:2] if external else None
         keypoints_of = read_keypoints(path, size=size)
         poses = plan.pose_pool(keypoints_of, among=None if external else self.content, where=path)
-        self.policy, self.bodies = PlanPolicy(**self.split.get("policy", {})), None
+        where = f"{root / folder.SPLIT}: policy."
+        self.policy, self.bodies = from_dict(PlanPolicy, self.split.get("policy", {}), where), None
         if self.policy.compares_poses:
             if external:
                 raise UserError(

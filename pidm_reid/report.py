@@ -284,6 +284,8 @@ def count(number: int, one: str, many: str = "") -> str:
 
 
 def _images(contents: _Contents) -> str:
+    if not (contents.kept or contents.dropped):
+        return paragraph("There is no generated image.")
     parts = []
     for names, limit, kind in (
         (contents.kept, SHOWN_KEPT, "kept"),
@@ -304,7 +306,7 @@ def _images(contents: _Contents) -> str:
         lacking.append(f"nearest real images and similarities (no {folder.SELECTION})")
     if lacking:
         parts.append(paragraph(f"Not shown: {', '.join(lacking)}."))
-    return "".join(parts) or paragraph("There is no generated image.")
+    return "".join(parts)
 
 
 def evenly(names: Sequence[str], limit: int) -> list[str]:
@@ -318,7 +320,7 @@ def _card(contents: _Contents, name: str) -> str:
     source = str(recipe.get("source") or _source_of(name, contents.files))
     figures = [
         _figure("source", _photo(contents, source)),
-        _figure("pose", _pose(contents, str(recipe.get("pose", "")), source)),
+        _figure("pose", _pose(contents, _asked(contents, name), source)),
         _figure("generated", _photo(contents, name)),
     ]
     if "nearest" in chosen:
@@ -365,6 +367,12 @@ def _photo(contents: _Contents, name: str) -> str:
         return page.picture(load_image(contents.files[name].path), alt=name)
     except UserError:
         return '<p class="soft nothing">not readable</p>'
+
+
+def _asked(contents: _Contents, name: str) -> str:
+    """The pose asked for; an imported image names it without the ending."""
+    pose = str(contents.recipes.get(name, {}).get("pose", ""))
+    return pose if pose in contents.keypoints else f"{pose}.jpg"
 
 
 def _pose(contents: _Contents, pose: str, source: str) -> str:
@@ -432,10 +440,8 @@ def _joints(contents: _Contents) -> str:
 
 def _joint_error(contents: _Contents, name: str) -> float | None:
     """Mean distance in px of the image, over the joints that are known of both."""
-    recipe = contents.recipes.get(name, {})
-    pose, source = str(recipe.get("pose", "")), str(recipe.get("source", ""))
-    if pose not in contents.keypoints:
-        pose += ".jpg"  # an imported image names it without the ending
+    pose = _asked(contents, name)
+    source = str(contents.recipes.get(name, {}).get("source", ""))
     frame = contents.files.get(pose) or contents.files.get(source)
     if name not in contents.found or pose not in contents.keypoints or frame is None:
         return None
@@ -524,7 +530,7 @@ def _orientations(contents: _Contents) -> str:
         return Counter(coverage.facing(np.array(joints).reshape(-1, 18, 2)))
 
     real = facing(contents.real)
-    asked = facing(str(contents.recipes.get(name, {}).get("pose", "")) for name in contents.kept)
+    asked = facing(_asked(contents, name) for name in contents.kept)
     together = real + asked
 
     def share(counts: Counter[str], where: str) -> str:

@@ -14,7 +14,6 @@ import numpy as np
 
 from pidm_core import (
     BAD_DATA,
-    JOINTS,
     NOBODY,
     Record,
     UserError,
@@ -29,8 +28,6 @@ from pidm_reid.config import SELECTION_RULE, NetworkConfig, SelectionConfig
 from pidm_reid.plan import Recipe, fingerprint, write_recipes
 from pidm_reid.selection import Choice
 from pidm_reid.weights import describe_weights
-
-_HIPS = [JOINTS.index("right_hip"), JOINTS.index("left_hip")]
 
 
 def choose(
@@ -77,7 +74,7 @@ def choose(
             [recipe.file_name for recipe in made],
             features=features[len(known) :],
             sources=np.array([place[recipe.source] for recipe in made], dtype=int),
-            poses=postures(np.array(poses).reshape(-1, 18, 2)),
+            poses=coverage.postures(np.array(poses).reshape(-1, 18, 2)),
             real_names=[record.name for record in known],
             real_features=features[: len(known)],
             real_pids=np.array([record.pid for record in known]),
@@ -158,19 +155,6 @@ def select_folder(
     chosen = set(kept)
     write_bytes(out / folder.PLAN, write_recipes(r for r in recipes if r.file_name in chosen))
     return choices
-
-
-def postures(joints: np.ndarray) -> np.ndarray:
-    """Joints (N, 18, 2) px from the middle of the hips in units of the torso, (N, 36).
-
-    A missing joint stands where it is on average, so that it makes no pose a new one.
-    """
-    middle = joints[:, _HIPS].mean(1, keepdims=True)
-    shapes = (joints - middle) / coverage.torso(joints)[:, None, None]
-    known = ~np.isnan(shapes)
-    mean = np.where(known, shapes, 0).sum(0) / np.maximum(known.sum(0), 1)
-    flat: np.ndarray = np.where(known, shapes, mean).reshape(len(joints), -1)
-    return flat
 
 
 def write_choices(out: Path, choices: Sequence[Choice], among_real: Mapping[str, float]) -> None:

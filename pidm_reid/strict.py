@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,5 +67,8 @@ def train_strict(work: Work, keypoints: Path, config: PIDMConfig, run: Path) -> 
 def training_seconds(run: Path) -> float:
     """How long a run folder's training took, from its log; 0 if it has none."""
     log = run / "metrics.jsonl"
-    lines = log.read_text().splitlines() if log.is_file() else []
-    return float(sum(json.loads(line).get("seconds", 0.0) for line in lines))
+    seconds = 0.0
+    for line in log.read_text().splitlines() if log.is_file() else []:
+        with suppress(ValueError):  # torn by a kill
+            seconds += json.loads(line).get("seconds", 0.0)
+    return seconds

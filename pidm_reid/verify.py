@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pidm_core import BAD_DATA, UserError, read_json, sha256
+from pidm_core import sha256
 from pidm_reid import folder, plan
 
 Entries = Mapping[str, Mapping[str, Any]]
@@ -23,11 +23,7 @@ def faults(root: str | Path) -> Iterator[str]:
     plan.jsonl that cannot be read.
     """
     root = Path(root)
-    if not (root / folder.SPLIT).is_file():
-        raise UserError(f"{root}: not an augmented folder (no {folder.SPLIT})", BAD_DATA)
-    split = read_json(root / folder.SPLIT)
-    if not isinstance(split, dict) or not isinstance(split.get("real"), list):
-        raise UserError(f"{root / folder.SPLIT}: does not list the real images", BAD_DATA)
+    split = folder.read_split(root)
     recipes = folder.read_lines(root / folder.PLAN)
     ledger = folder.read_ledger(root / folder.MANIFEST)
     yield from _lists(root, split, recipes, ledger)

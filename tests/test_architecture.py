@@ -87,12 +87,10 @@ ROOMS = [(package, room) for package, rooms in ARROWS.items() for room in sorted
 
 
 def imports(path: Path, package: str) -> set[str]:
-    """Rooms of `package` that a file imports, type-checking blocks left out."""
+    """Rooms of `package` that a file imports, for the type checker alone included."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            node.body = []
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        if isinstance(node, ast.ImportFrom) and node.module:
             if node.module == package:
                 found |= {alias.name for alias in node.names}
             elif node.module.startswith(f"{package}."):
@@ -158,6 +156,8 @@ def test_help_answers_at_once_with_an_example(tool: Path) -> None:
         )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        if seconds[-1] < 0.4:
+            break
     assert done.returncode == 0, done.stderr
     assert f"example:\n  python tools/{tool.name}" in done.stdout
     assert min(seconds) < 0.4  # 0.3 s on a quiet machine

@@ -7,10 +7,8 @@ import itertools
 import numpy as np
 from people import standing
 
-from pidm_core import mirror
+from pidm_core import NOBODY, mirror
 from pidm_reid import coverage
-
-NOBODY = np.full((18, 2), np.nan, dtype=np.float32)
 
 
 def divided(poses: list[np.ndarray]) -> tuple[coverage.Cells, np.ndarray]:
@@ -104,3 +102,13 @@ def test_people_face_one_of_four_sides_or_nobody_knows() -> None:
         np.full((18, 2), np.nan),
     ]
     assert coverage.facing(np.stack(people)) == ["front", "back", "right", "left", "unknown"]
+
+
+def test_postures_do_not_depend_on_place_and_size_and_a_missing_joint_is_no_news() -> None:
+    small, large = standing("front", torso=20), standing("front", torso=30)
+    same = coverage.postures(np.stack([small, large + 7]))
+    np.testing.assert_allclose(same[0], same[1], atol=1e-5)
+    gap = standing("front", torso=20)
+    gap[0] = np.nan
+    one, other = coverage.postures(np.stack([small, gap]))
+    np.testing.assert_allclose(one, other, atol=1e-5)

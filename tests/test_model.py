@@ -49,7 +49,8 @@ def test_the_paper_network_has_the_official_live_parameters() -> None:
 
 
 def test_texture_blocks_sit_at_the_configured_factors() -> None:
-    model = PIDM(ModelConfig(texture_factors=(8, 16, 32)))
+    with torch.device("meta"):
+        model = PIDM(ModelConfig(texture_factors=(8, 16, 32)))
     denoiser = model.denoiser
     # One on the way down and one on the way up for each of the three levels, one in the middle.
     assert [k for k, layer in enumerate(denoiser.down) if layer.texture] == [11, 14, 17]

@@ -6,9 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from people import draw_person, planned, render_all, standing
+from people import draw_person, planned, render_all
 
 from pidm_core import UserError, encode_png, write_bytes
 from pidm_reid import folder, imported, scoring
@@ -57,16 +56,6 @@ def test_imported_images_of_unknown_sources_are_not_judged(market: Path, tmp_pat
     with pytest.raises(UserError, match="the source of 1 images"):
         scoring.select_folder(tmp_path / "made", tmp_path / "out", **SETTINGS)
     assert not (tmp_path / "out").exists()
-
-
-def test_postures_do_not_depend_on_place_and_size_and_a_missing_joint_is_no_news() -> None:
-    small, large = standing("front", torso=20), standing("front", torso=30)
-    same = scoring.postures(np.stack([small, large + 7]))
-    np.testing.assert_allclose(same[0], same[1], atol=1e-5)
-    gap = standing("front", torso=20)
-    gap[0] = np.nan
-    one, other = scoring.postures(np.stack([small, gap]))
-    np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_the_tool_counts_what_was_kept(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from people import planned, render_all
+from people import draw_person, planned, render_all
 from PIL import Image
 
-from pidm_core import find_keypoints, load_image, read_keypoints
+from pidm_core import encode_jpeg, find_keypoints, load_image, read_keypoints, write_bytes
 from pidm_reid.folder import read_augmented
 from pidm_reid.sheet import COLUMNS, GAP, HEIGHT, ROWS, WIDTH, write_sheet
 
@@ -18,8 +18,10 @@ def test_a_sheet_shows_the_source_first_and_the_truth_last(market: Path, tmp_pat
     render_all(work, tmp_path / "made")
     folder = read_augmented(tmp_path / "made").train_folder
     keypoints = read_keypoints(find_keypoints(market))
-    path = tmp_path / "sheet.png"
-    write_sheet(path, work.recipes, generated=folder, keypoints=keypoints, truth=folder)
+    path, truth = tmp_path / "sheet.png", tmp_path / "truth"
+    for recipe in work.recipes:
+        write_bytes(truth / recipe.file_name, encode_jpeg(draw_person(99, 0)))
+    write_sheet(path, work.recipes, generated=folder, keypoints=keypoints, truth=truth)
     sheet = load_image(path)
     tile = 4 * (WIDTH + GAP) + 4 * GAP
     assert sheet.shape == (ROWS * (HEIGHT + GAP), COLUMNS * tile, 3)
@@ -27,11 +29,12 @@ def test_a_sheet_shows_the_source_first_and_the_truth_last(market: Path, tmp_pat
     def shown(place: int) -> np.ndarray:
         return sheet[:HEIGHT, place * (WIDTH + GAP) : place * (WIDTH + GAP) + WIDTH]
 
-    def enlarged(name: str) -> np.ndarray:
-        picture = Image.fromarray(load_image(folder / name))
+    def enlarged(path: Path) -> np.ndarray:
+        picture = Image.fromarray(load_image(path))
         return np.asarray(picture.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
 
     first = work.recipes[0]
-    assert np.array_equal(shown(0), enlarged(first.source))
-    assert np.array_equal(shown(2), enlarged(first.file_name))
-    assert np.array_equal(shown(3), enlarged(first.file_name))
+    assert np.array_equal(shown(0), enlarged(folder / first.source))
+    assert len(np.unique(shown(1).reshape(-1, 3), axis=0)) > 5  # a skeleton of many colours
+    assert np.array_equal(shown(2), enlarged(folder / first.file_name))
+    assert np.array_equal(shown(3), enlarged(truth / first.file_name))

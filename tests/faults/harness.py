@@ -27,7 +27,6 @@ class Finished:
     out: str
     err: str
     hung: bool
-    peak_bytes: int  # of memory, an upper bound: the most of any child so far
 
     @property
     def traceback(self) -> bool:
@@ -110,8 +109,7 @@ def run(
         hung = kill_after is None or kill_after > timeout
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    return Finished(process.returncode, out, err, hung, peak)
+    return Finished(process.returncode, out, err, hung)
 
 
 def fault(action: str, at: int, *, root: Path, log: Path) -> dict[str, str]:

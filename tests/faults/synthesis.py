@@ -95,7 +95,7 @@ def _expect(done: Finished) -> None:
 
 def _finish(process: subprocess.Popen[str]) -> Finished:
     out, err = process.communicate(timeout=PATIENCE_S)
-    return Finished(process.returncode, out, err, hung=False, peak_bytes=0)
+    return Finished(process.returncode, out, err, hung=False)
 
 
 def _workers(

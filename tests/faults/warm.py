@@ -74,7 +74,7 @@ class Warm:
         _kill(pid)
         code = int(self._answer())
         out, err = (p.read_text(errors="replace") for p in (self._out, self._err))
-        return Finished(code, out, err, hung, 0)
+        return Finished(code, out, err, hung)
 
     def _answer(self) -> str:
         assert self._server.stdout

@@ -11,151 +11,59 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pidm_core import toy_market as toy_market
     from pidm_core import train as train
-    from pidm_core.config import (
-        PIDMConfig as PIDMConfig,
-    )
-    from pidm_core.config import (
-        Sampling as Sampling,
-    )
-    from pidm_core.config import (
-        from_dict as from_dict,
-    )
-    from pidm_core.config import (
-        load_config as load_config,
-    )
-    from pidm_core.config import (
-        parse as parse,
-    )
-    from pidm_core.config import (
-        save_config as save_config,
-    )
-    from pidm_core.config import (
-        to_dict as to_dict,
-    )
-    from pidm_core.data import (
-        Record as Record,
-    )
-    from pidm_core.data import (
-        check_frame as check_frame,
-    )
-    from pidm_core.data import (
-        find_keypoints as find_keypoints,
-    )
-    from pidm_core.data import (
-        has_market1501 as has_market1501,
-    )
-    from pidm_core.data import (
-        make_pairs as make_pairs,
-    )
-    from pidm_core.data import (
-        read_market1501 as read_market1501,
-    )
-    from pidm_core.files import (
-        BAD_DATA as BAD_DATA,
-    )
-    from pidm_core.files import (
-        DONE as DONE,
-    )
-    from pidm_core.files import (
-        ENVIRONMENT as ENVIRONMENT,
-    )
-    from pidm_core.files import (
-        INTERNAL as INTERNAL,
-    )
-    from pidm_core.files import (
-        SKIPPED as SKIPPED,
-    )
-    from pidm_core.files import (
-        TERMINATED as TERMINATED,
-    )
-    from pidm_core.files import (
-        USAGE as USAGE,
-    )
-    from pidm_core.files import (
-        UserError as UserError,
-    )
-    from pidm_core.files import (
-        decode_image as decode_image,
-    )
-    from pidm_core.files import (
-        encode_jpeg as encode_jpeg,
-    )
-    from pidm_core.files import (
-        encode_png as encode_png,
-    )
-    from pidm_core.files import (
-        load_image as load_image,
-    )
-    from pidm_core.files import (
-        parse_json as parse_json,
-    )
-    from pidm_core.files import (
-        read_image_file as read_image_file,
-    )
-    from pidm_core.files import (
-        read_json as read_json,
-    )
-    from pidm_core.files import (
-        refuse_path as refuse_path,
-    )
-    from pidm_core.files import (
-        run as run,
-    )
-    from pidm_core.files import (
-        sha256 as sha256,
-    )
-    from pidm_core.files import (
-        write_bytes as write_bytes,
-    )
-    from pidm_core.files import (
-        write_json as write_json,
-    )
+    from pidm_core.config import PIDMConfig as PIDMConfig
+    from pidm_core.config import Sampling as Sampling
+    from pidm_core.config import from_dict as from_dict
+    from pidm_core.config import load_config as load_config
+    from pidm_core.config import parse as parse
+    from pidm_core.config import save_config as save_config
+    from pidm_core.config import to_dict as to_dict
+    from pidm_core.data import Record as Record
+    from pidm_core.data import check_frame as check_frame
+    from pidm_core.data import find_keypoints as find_keypoints
+    from pidm_core.data import has_market1501 as has_market1501
+    from pidm_core.data import make_pairs as make_pairs
+    from pidm_core.data import read_market1501 as read_market1501
+    from pidm_core.files import BAD_DATA as BAD_DATA
+    from pidm_core.files import DONE as DONE
+    from pidm_core.files import ENVIRONMENT as ENVIRONMENT
+    from pidm_core.files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+    from pidm_core.files import INTERNAL as INTERNAL
+    from pidm_core.files import SKIPPED as SKIPPED
+    from pidm_core.files import TERMINATED as TERMINATED
+    from pidm_core.files import USAGE as USAGE
+    from pidm_core.files import UserError as UserError
+    from pidm_core.files import decode_image as decode_image
+    from pidm_core.files import encode_jpeg as encode_jpeg
+    from pidm_core.files import encode_png as encode_png
+    from pidm_core.files import load_image as load_image
+    from pidm_core.files import parse_json as parse_json
+    from pidm_core.files import read_image_file as read_image_file
+    from pidm_core.files import read_json as read_json
+    from pidm_core.files import refuse_path as refuse_path
+    from pidm_core.files import resized as resized
+    from pidm_core.files import run as run
+    from pidm_core.files import sha256 as sha256
+    from pidm_core.files import write_bytes as write_bytes
+    from pidm_core.files import write_json as write_json
     from pidm_core.hardware import place as place
-    from pidm_core.image_names import (
-        named_pair as named_pair,
-    )
-    from pidm_core.image_names import (
-        without_seed as without_seed,
-    )
-    from pidm_core.keypoints import (
-        JOINTS as JOINTS,
-    )
-    from pidm_core.keypoints import (
-        NOBODY as NOBODY,
-    )
-    from pidm_core.keypoints import (
-        mirror as mirror,
-    )
-    from pidm_core.keypoints import (
-        orientation as orientation,
-    )
-    from pidm_core.keypoints import (
-        passes_patn as passes_patn,
-    )
-    from pidm_core.keypoints import (
-        read_keypoints as read_keypoints,
-    )
-    from pidm_core.keypoints import (
-        rescale as rescale,
-    )
-    from pidm_core.keypoints import (
-        write_keypoints as write_keypoints,
-    )
+    from pidm_core.image_names import named_pair as named_pair
+    from pidm_core.image_names import without_seed as without_seed
+    from pidm_core.keypoints import JOINTS as JOINTS
+    from pidm_core.keypoints import NOBODY as NOBODY
+    from pidm_core.keypoints import mirror as mirror
+    from pidm_core.keypoints import orientation as orientation
+    from pidm_core.keypoints import passes_patn as passes_patn
+    from pidm_core.keypoints import read_keypoints as read_keypoints
+    from pidm_core.keypoints import rescale as rescale
+    from pidm_core.keypoints import write_keypoints as write_keypoints
     from pidm_core.pipeline import PIDMPipeline as PIDMPipeline
     from pidm_core.pose import skeleton as skeleton
     from pidm_core.progress import track as track
-    from pidm_core.seen import (
-        Seen as Seen,
-    )
-    from pidm_core.seen import (
-        content_key as content_key,
-    )
-    from pidm_core.seen import (
-        is_drawn as is_drawn,
-    )
-    from pidm_core.seen import (
-        read_seen as read_seen,
-    )
+    from pidm_core.seen import Seen as Seen
+    from pidm_core.seen import content_key as content_key
+    from pidm_core.seen import is_drawn as is_drawn
+    from pidm_core.seen import read_seen as read_seen
     from pidm_core.weight_files import read_weights as read_weights
 
 __version__ = "0.1.0"
@@ -164,6 +72,7 @@ _HOME = {
     "BAD_DATA": "files",
     "DONE": "files",
     "ENVIRONMENT": "files",
+    "IMAGE_SUFFIXES": "files",
     "INTERNAL": "files",
     "JOINTS": "keypoints",
     "NOBODY": "keypoints",
@@ -181,8 +90,8 @@ _HOME = {
     "decode_image": "files",
     "encode_jpeg": "files",
     "encode_png": "files",
-    "place": "hardware",
     "find_keypoints": "data",
+    "from_dict": "config",
     "has_market1501": "data",
     "is_drawn": "seen",
     "load_config": "config",
@@ -194,6 +103,7 @@ _HOME = {
     "parse": "config",
     "parse_json": "files",
     "passes_patn": "keypoints",
+    "place": "hardware",
     "read_image_file": "files",
     "read_json": "files",
     "read_keypoints": "keypoints",
@@ -202,11 +112,11 @@ _HOME = {
     "read_weights": "weight_files",
     "refuse_path": "files",
     "rescale": "keypoints",
+    "resized": "files",
     "run": "files",
     "save_config": "config",
     "sha256": "files",
     "skeleton": "pose",
-    "from_dict": "config",
     "to_dict": "config",
     "toy_market": "",
     "track": "progress",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pidm_core.config import AblationTable, Guidance, ImageTable, PIDMConfig, Texture
+from pidm_core.config import AblationTable, Guidance, ImageTable, PIDMConfig, Texture, narrowed
 from pidm_core.datasets import People, read_people
 from pidm_core.pair_images import choose_pairs, draw_pairs, write_images, write_truth
 from pidm_core.pipeline import PIDMPipeline
@@ -34,9 +34,9 @@ def run_folder(table: AblationTable, texture: Texture) -> Path:
 
 def train_variant(table: AblationTable, texture: Texture) -> Iterator[Progress]:
     """Train one of the networks; everything but the way of the source is the table's own."""
-    values = {field.name: getattr(table, field.name) for field in dataclasses.fields(PIDMConfig)}
     model = dataclasses.replace(table.model, texture=texture)
-    return train(PIDMConfig(**{**values, "model": model}), run_folder(table, texture))
+    config = dataclasses.replace(narrowed(PIDMConfig, table), model=model)
+    return train(config, run_folder(table, texture))
 
 
 def test_pairs(table: AblationTable) -> tuple[People, np.ndarray]:

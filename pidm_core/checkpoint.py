@@ -48,7 +48,7 @@ from pidm_core.folders import (
     write_manifest,
 )
 from pidm_core.model import PIDM
-from pidm_core.weight_files import HEAD_BYTES, refuse_stand_ins
+from pidm_core.weight_files import refuse_stand_ins
 
 log = logging.getLogger(__name__)
 
@@ -116,8 +116,7 @@ def latest_checkpoint(run: Path) -> tuple[dict[str, Any], dict[str, dict[str, Te
 
 def _read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            refuse_stand_ins(path, file.read(HEAD_BYTES))
+        refuse_stand_ins(path)
     if wrong := faults(folder):
         raise UserError(wrong[0], BAD_DATA)
     tensors = {path.stem: _read_tensors(path) for path in folder.glob("*.safetensors")}
@@ -214,7 +213,8 @@ def load_model(folder: Path) -> tuple[PIDM, DiffusionConfig, SampleConfig, str]:
         raise UserError(f"{where}not the settings of a model", BAD_DATA)
     path = folder / "model.safetensors"
     data = path.read_bytes() if path.is_file() else b""
-    refuse_stand_ins(path, data[:HEAD_BYTES])
+    if data:
+        refuse_stand_ins(path)
     digest = sha256(data)
     if config.get("weights_sha256") != digest:
         raise UserError(f"{path}: missing or altered, its checksum differs", BAD_DATA)

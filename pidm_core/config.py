@@ -363,6 +363,12 @@ class ImageTable(ImageSettings):
 # ---------------------------------------------------------------- values to dataclasses
 
 
+def narrowed(cls: type[T], options: Any) -> T:
+    """The configuration of class `cls` within a tool's options, which have its fields and more."""
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    return cls(**{field.name: getattr(options, field.name) for field in fields})
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain JSON values (tuples become lists)."""
     plain: dict[str, Any] = _plain(dataclasses.asdict(config))

@@ -15,13 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pidm_core.files import BAD_DATA, CONTROL, UserError, load_image
+from pidm_core.files import BAD_DATA, CONTROL, IMAGE_SUFFIXES, UserError, load_image
 from pidm_core.keypoints import NOBODY, inside, mirror, missing, outside, passes_patn, rescale
 
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"(-1|\d{4})_c(\d+)")
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 _FOLDERS = ("", "market1501", "Market-1501-v15.09.15", "market1501/Market-1501-v15.09.15")
 _PATN_NAMES = {"bounding_box_train": "train", "bounding_box_test": "test"}
 _CSV = {"bounding_box_train": "market-annotation-train.csv"}
@@ -81,7 +80,7 @@ def list_names(folder: Path) -> tuple[list[str], list[str]]:
     names, strange = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not entry.name.lower().endswith(_SUFFIXES) or entry.name.startswith("."):
+            if not entry.name.lower().endswith(IMAGE_SUFFIXES) or entry.name.startswith("."):
                 continue
             if CONTROL.search(entry.name):
                 shown = CONTROL.sub("?", entry.name)

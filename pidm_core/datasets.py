@@ -28,6 +28,7 @@ from pidm_core.data import (
 )
 from pidm_core.files import (
     BAD_DATA,
+    IMAGE_SUFFIXES,
     UserError,
     load_image,
     read_json,
@@ -35,7 +36,7 @@ from pidm_core.files import (
     refuse_way_out,
     sha256,
 )
-from pidm_core.keypoints import inside, read_keypoints, rescale
+from pidm_core.keypoints import NOBODY, inside, read_keypoints, rescale
 from pidm_core.pair_lists import fashion_key, name_records, read_pairs
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,6 @@ _MARKET = {  # images, and the name of one of them
     "train": (12_936, "0002_c1s1_000451_03.jpg"),
     "test": (19_732, "-1_c1s1_000401_03.jpg"),
 }
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 _FASHION_FOLDERS = ("img_highres", "img", "Img/img_highres", "Img/img")
 _FASHION_POSES = ("pose", "{}-resize-annotation-{}.csv", "{}-annotation-{}.csv")
 _FASHION_PAIRS = ("{}-resize-pairs-{}.csv", "{}-pairs-{}.csv", "{1}_pairs.txt", "{1}_data.json")
@@ -69,6 +69,15 @@ class People:
     keypoints: dict[str, np.ndarray]
     pairs: np.ndarray | None = None  # int (N, 2): source and target in `records`
     view: View | None = None
+
+    def open(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image `index` as it counts, uint8 (H, W, 3), and its joints, float32 (18, 2) in its px.
+
+        Raises UserError for a broken image; without joints all are missing.
+        """
+        record = self.records[index]
+        image, joints = load_image(record.path), self.keypoints.get(record.name, NOBODY)
+        return self.view(image, joints) if self.view else (image, joints)
 
 
 def read_people(
@@ -169,7 +178,7 @@ def _fashion_folder(root: Path, split: Split) -> Path | None:
             return folder
         if folder.is_dir():
             with os.scandir(folder) as entries:
-                files = (e.name for e in entries if e.name.lower().endswith(_SUFFIXES))
+                files = (e.name for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES))
                 if fashion_key(next(files, "")):
                     return folder
     return None

@@ -26,7 +26,7 @@ from pidm_core.files import (
     write_bytes,
     write_json,
 )
-from pidm_core.hardware import keep_freed_memory
+from pidm_core.hardware import place
 from pidm_core.keypoints import (
     HEADER,
     csv_row,
@@ -38,7 +38,7 @@ from pidm_core.keypoints import (
     write_keypoints,
 )
 from pidm_core.pose import skeleton
-from pidm_core.weight_files import HEAD_BYTES, read_weights, refuse_stand_ins
+from pidm_core.weight_files import read_weights, refuse_stand_ins
 
 Estimator = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 """uint8 (H, W, 3) images of one person each -> float32 (18, 2) px, NaN = not seen."""
@@ -64,18 +64,16 @@ def find_weights(path: str | Path) -> Path:
             f"usyd-community/vitpose-base-simple) or torchvision's {RCNN_FILES[0]} into it",
             ENVIRONMENT,
         )
-    with found[0].open("rb") as file:
-        refuse_stand_ins(found[0], file.read(HEAD_BYTES))
+    refuse_stand_ins(found[0])
     return found[0]
 
 
-def load_estimator(weights: Path, device: torch.device | None = None) -> Estimator:
+def load_estimator(weights: Path) -> Estimator:
     """The network of a weight file: ViTPose if a config.json lies beside it, else keypoint R-CNN.
 
     Raises UserError for a file that does not hold all of the network's tensors.
     """
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    keep_freed_memory()
+    device = place("fp32").device
     if (weights.parent / "config.json").is_file():
         return _vitpose(weights.parent, device)
     return _keypoint_rcnn(weights, device)

@@ -20,6 +20,7 @@ from pidm_core.feature_networks import Extractor, Perceptual
 from pidm_core.files import (
     BAD_DATA,
     ENVIRONMENT,
+    IMAGE_SUFFIXES,
     UserError,
     load_array,
     load_image,
@@ -34,7 +35,6 @@ from pidm_core.progress import track
 
 T = TypeVar("T")
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 _FEW_IMAGES = 2048  # below it, FID says more about the number of images than about the images
 _NAMED = 5  # files of one kind that are named before the rest is only counted
 
@@ -85,7 +85,7 @@ class Judges:
 def image_files(folder: str | Path) -> list[Path]:
     """The images (.jpg, .png) of a folder, by name; UserError (BAD_DATA) if there is none."""
     folder = _folder(folder)
-    files = [p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and p.name[0] != "."]
+    files = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
     if not files:
         raise UserError(f"{folder}: no images (.jpg or .png) in it", BAD_DATA)
     return sorted(files)

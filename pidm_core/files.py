@@ -34,6 +34,8 @@ MAX_JSON_BYTES = 64 << 20
 MAX_DEPTH = 32  # of lists and sections in one another
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """Characters that break lines and names: controls, ends of lines, bytes that are not UTF-8."""
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+"""Of the files in a folder that count as images of people, in lower case."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 TRAINED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -157,6 +159,14 @@ def _encode(image: np.ndarray, **options: Any) -> bytes:
     buffer = io.BytesIO()  # never save() to a path: on a full disk that succeeds and truncates
     Image.fromarray(image).save(buffer, **options)
     return buffer.getvalue()
+
+
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 (H, W, 3) to (height, width) in pixels, bicubic."""
+    import numpy as np
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
 
 
 # ---------------------------------------------------------------- bytes and JSON

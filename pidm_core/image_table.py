@@ -33,6 +33,7 @@ from pidm_core.files import (
     encode_png,
     load_image,
     read_json,
+    resized,
     sha256,
     write_bytes,
     write_json,
@@ -248,10 +249,8 @@ def _tile_width(truth: np.ndarray) -> int:
 
 def _tile(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """The image at the grid's height and the truth's aspect, with a white edge."""
-    from PIL import Image
 
-    size = (_tile_width(truth), _GRID_HEIGHT_PX)
-    shown = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    shown = resized(image, (_GRID_HEIGHT_PX, _tile_width(truth)))
     edge = ((0, _GRID_GAP_PX), (0, _GRID_GAP_PX), (0, 0))
     return np.pad(shown, edge, constant_values=255)
 

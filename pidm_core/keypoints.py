@@ -15,6 +15,7 @@ import numpy as np
 from pidm_core.files import (
     BAD_DATA,
     CONTROL,
+    IMAGE_SUFFIXES,
     MAX_JSON_BYTES,
     UserError,
     parse_json,
@@ -36,7 +37,6 @@ HEADER = "name:keypoints_y:keypoints_x"
 _FROM_BODY_25 = [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18]
 _FROM_COCO = [0, -1, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3]
 _SWAPPED = [0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16]
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 NOBODY = np.full((len(JOINTS), 2), np.nan, dtype=np.float32)  # px; no joint was found
 _OUTSIDE_LIMIT = 0.1  # drawn people: no joint; for images 1.2 times as large 12 % of them
 _REACH = 0.75  # of the height; among any 16 drawn people somebody's joints reach 0.91
@@ -289,7 +289,7 @@ def _with_nan(joints: np.ndarray) -> np.ndarray:
 
 def _image_name(path: Path) -> str:
     stem = path.stem.removesuffix("_keypoints")
-    return stem if stem.lower().endswith(_IMAGE_SUFFIXES) else f"{stem}.jpg"
+    return stem if stem.lower().endswith(IMAGE_SUFFIXES) else f"{stem}.jpg"
 
 
 # ---------------------------------------------------------------- checks and geometry

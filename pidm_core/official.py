@@ -28,7 +28,7 @@ from pidm_core.checkpoint import save_model
 from pidm_core.config import ModelConfig, PIDMConfig, SampleConfig, save_config
 from pidm_core.files import BAD_DATA, UserError
 from pidm_core.model import PIDM
-from pidm_core.weight_files import HEAD_BYTES, refuse_compressed, refuse_stand_ins
+from pidm_core.weight_files import refuse_compressed, refuse_stand_ins
 
 SIZE = (256, 256)
 """Height and width the authors train on; their checkpoint does not say."""
@@ -253,11 +253,10 @@ def read_checkpoint(path: Path) -> tuple[str, dict[str, Tensor], tuple[str, ...]
 def _check_kind(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the authors' last.pt", BAD_DATA)
-    with path.open("rb") as file:
-        start = file.read(HEAD_BYTES)
-    refuse_stand_ins(path, start)
+    refuse_stand_ins(path)
     if not _is_archive(path):
-        why = "the file is empty" if not start else "not a zip archive of torch >= 1.6, or cut off"
+        size = path.stat().st_size
+        why = "the file is empty" if not size else "not a zip archive of torch >= 1.6, or cut off"
         raise UserError(f"{path}: {why}; nothing in it was run; download it again", BAD_DATA)
 
 

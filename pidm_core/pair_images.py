@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from pidm_core.data import make_pairs
 from pidm_core.datasets import People
@@ -19,8 +18,8 @@ from pidm_core.files import (
     BAD_DATA,
     UserError,
     encode_png,
-    load_image,
     read_json,
+    resized,
     write_bytes,
     write_json,
 )
@@ -67,7 +66,7 @@ def write_images(people: People, indices: Iterable[int], out: Path) -> dict[str,
     joints = {}
     for index in indices:
         name = f"{_stem(people, index)}.png"
-        image, joints[name] = _open(people, index)
+        image, joints[name] = people.open(index)
         if not (out / name).is_file():
             write_bytes(out / name, encode_png(image))
     return joints
@@ -93,15 +92,13 @@ def draw_pairs(
         yield done
     for start in range(0, len(todo), pipe.settings.batch_size):
         batch = todo[start : start + pipe.settings.batch_size]
-        sources = [_open(people, pair[0])[0] for _, pair, _ in batch]
-        targets = [_open(people, pair[1]) for _, pair, _ in batch]
+        sources = [people.open(pair[0])[0] for _, pair, _ in batch]
+        targets = [people.open(pair[1]) for _, pair, _ in batch]
         poses = np.stack([rescale(joints, image.shape[:2], pipe.size) for image, joints in targets])
         drawn = pipe(sources, poses, seeds=[seed for *_, seed in batch]).images
         for image, (path, *_), (target, _) in zip(drawn, batch, targets, strict=True):
-            shown = Image.fromarray(image)
-            if target.shape[:2] != pipe.size:
-                shown = shown.resize(target.shape[1::-1], Image.Resampling.BICUBIC)
-            write_bytes(path, encode_png(np.asarray(shown), generated=True))
+            shown = image if target.shape[:2] == pipe.size else resized(image, target.shape[:2])
+            write_bytes(path, encode_png(shown, generated=True))
         yield len(batch)
 
 
@@ -117,19 +114,13 @@ def _start(out: Path, manifest: dict[str, Any]) -> None:
         if out.is_dir() and any(out.glob("*.png")):
             raise UserError(f"{out}: holds images, but no {MANIFEST}; give another folder")
         write_json(path, manifest)
-    elif changed := [key for key, value in manifest.items() if read_json(path).get(key) != value]:
+        return
+    there = read_json(path)
+    if changed := [key for key, value in manifest.items() if there.get(key) != value]:
         raise UserError(
             f"{out}: its images were made with other {' and '.join(changed)}; remove the folder, "
             "or give another"
         )
-
-
-def _open(people: People, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """An image, uint8 (H, W, 3), and its joints (18, 2) in its px."""
-    record = people.records[index]
-    nobody = np.full((18, 2), np.nan, dtype=np.float32)  # a source needs no joints
-    image, joints = load_image(record.path), people.keypoints.get(record.name, nobody)
-    return people.view(image, joints) if people.view else (image, joints)
 
 
 def _name(people: People, pair: np.ndarray, seed: int) -> str:

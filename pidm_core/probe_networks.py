@@ -178,14 +178,13 @@ def train_judges(
     *,
     name: str,
     training: Training | None = None,
-    placement: Placement | None = None,
 ) -> Judges:
     """Train both networks on `people`, or load them from `folder` if that was done before.
 
     `name` says which people they are: under another name, or with another training, the networks
     are trained anew. Raises UserError (BAD_DATA) for a file that is not what was written.
     """
-    training, placement = training or Training(), placement or place("fp32")
+    training, placement = training or Training(), place("fp32")
     examples = _Examples(people, placement, training)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from pidm_core.files import read_json
+from pidm_core.files import read_json, resized
 from pidm_core.hardware import to_uint8
 from pidm_core.keypoints import rescale
 from pidm_core.pipeline import PIDMPipeline
@@ -155,13 +155,12 @@ def _cost(pairs: int, chosen: Sequence[Setting]) -> str:
 def at_size(pipe: PIDMPipeline, size: tuple[int, int]) -> Render:
     """A pipeline's renderer for pictures of another size than its own (bicubic both ways)."""
 
-    def resized(images: np.ndarray, to: tuple[int, int]) -> np.ndarray:
-        small = [Image.fromarray(i).resize(to[::-1], Image.Resampling.BICUBIC) for i in images]
-        return np.stack([np.asarray(image) for image in small])
+    def brought(images: np.ndarray, to: tuple[int, int]) -> np.ndarray:
+        return np.stack([resized(image, to) for image in images])
 
     def render(sources: np.ndarray, keypoints: np.ndarray, seeds: list[int]) -> np.ndarray:
         joints = rescale(keypoints, size, pipe.size)
-        return resized(pipe.render(resized(sources, pipe.size), joints, seeds), size)
+        return brought(pipe.render(brought(sources, pipe.size), joints, seeds), size)
 
     return pipe.render if pipe.size == size else render
 

@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
-from PIL import Image
 
 from pidm_core.config import Sampling, from_dict
 from pidm_core.datasets import People
@@ -29,8 +28,8 @@ from pidm_core.files import (
     UserError,
     decode_image,
     encode_png,
-    load_image,
     parse_json,
+    resized,
 )
 from pidm_core.hardware import to_uint8
 from pidm_core.keypoints import JOINTS, NOBODY, passes_patn, rescale
@@ -141,20 +140,17 @@ class Studio:
         for index in self.shown[start : start + PEOPLE_PER_PAGE]:
             record = self.people.records[index]
             try:
-                image = load_image(record.path)
+                image, joints = self.people.open(index)
             except (UserError, OSError) as error:
                 log.warning("%s", error)
                 continue
-            joints = self.people.keypoints[record.name]
-            if self.people.view:
-                image, joints = self.people.view(image, joints)
             joints = rescale(joints, image.shape[:2], self.pipe.size)
             gone = np.isnan(joints).any(-1)
             places = np.round(joints.astype(float), 2).tolist()
             found.append(
                 {
                     "name": record.name,
-                    "image": _uri(_resized(image, self.pipe.size)),
+                    "image": _uri(resized(image, self.pipe.size)),
                     "joints": [None if g else p for p, g in zip(places, gone, strict=True)],
                 }
             )
@@ -169,7 +165,7 @@ class Studio:
         cut = image[top : top + high, left : left + wide]
         return {
             "name": "your picture",
-            "image": _uri(_resized(cut, self.pipe.size)),
+            "image": _uri(resized(cut, self.pipe.size)),
             "joints": None,
         }
 
@@ -234,10 +230,6 @@ def _picture(uri: str, name: str) -> np.ndarray:
     except (binascii.Error, ValueError) as error:
         raise UserError(f"{name}: not a picture of this page", BAD_DATA) from error
     return decode_image(data, name)
-
-
-def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
 
 
 # ---------------------------------------------------------------- HTTP

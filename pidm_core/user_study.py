@@ -19,10 +19,12 @@ import numpy as np
 
 from pidm_core.files import (
     BAD_DATA,
+    IMAGE_SUFFIXES,
     UserError,
     encode_png,
     load_image,
     read_json,
+    resized,
     sha256,
     write_bytes,
     write_json,
@@ -158,7 +160,7 @@ class _Set:
 def _page_and_key(
     judged: Sequence[tuple[str, Path]],
     compared: Sequence[_Set],
-    size: tuple[int, ...],
+    size: tuple[int, int],
     pose_of: Callable[[Path], np.ndarray] | None,
 ) -> tuple[str, Key]:
     def shown(image: np.ndarray | Path) -> str:
@@ -213,8 +215,7 @@ def _images(folder: Path) -> dict[str, Path]:
     """The images of a folder by name without ending, sorted."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder", BAD_DATA)
-    endings = (".jpg", ".jpeg", ".png")
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in endings]
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
     return {path.stem: path for path in sorted(paths) if not path.name.startswith(".")}
 
 
@@ -232,13 +233,9 @@ def _draw(
     return [paths[place] for place in rng.choice(len(paths), count, replace=False)]
 
 
-def _data_uri(image: np.ndarray, size: tuple[int, ...]) -> str:
-    from PIL import Image
-
-    height, width = size
-    if image.shape[:2] != (height, width):
-        picture = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-        image = np.asarray(picture)
+def _data_uri(image: np.ndarray, size: tuple[int, int]) -> str:
+    if image.shape[:2] != size:
+        image = resized(image, size)
     return f"data:image/png;base64,{base64.b64encode(encode_png(image)).decode()}"
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pidm_core.files import BAD_DATA, ENVIRONMENT, UserError
 
-HEAD_BYTES = 512
+_HEAD_BYTES = 512
 _PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<[!?a-z]", re.IGNORECASE)
 # torchreid's checkpoints hold numbers of numpy beside tensors (rank-1); numpy 1 and 2 name them so.
 _SCALAR: Any = np.float64(0).__reduce__()[0]
@@ -35,8 +35,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such weight file", ENVIRONMENT)
-    with path.open("rb") as file:
-        refuse_stand_ins(path, file.read(HEAD_BYTES))
+    refuse_stand_ins(path)
     found = _load(path)
     if isinstance(found, Mapping):
         found = found.get("state_dict", found)
@@ -60,8 +59,10 @@ def _is_plain(value: object) -> bool:
     )
 
 
-def refuse_stand_ins(path: Path, head: bytes) -> None:
+def refuse_stand_ins(path: Path) -> None:
     """UserError (BAD_DATA) if a file begins as what Git or a web server gives instead."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
     if head.startswith(b"version https://git-lfs"):
         raise UserError(f"{path}: a Git-LFS pointer, not the weights; run git lfs pull", BAD_DATA)
     if _PAGE.match(head) and b"\0" not in head:  # safetensors begins with a number of 8 bytes

@@ -33,7 +33,6 @@ from pidm_core import (
     save_config,
     sha256,
     to_dict,
-    track,
     write_json,
 )
 from pidm_reid import cameras, coverage, folder, generators, leaks, lease, plan, retrieval
@@ -46,8 +45,8 @@ from pidm_reid.synthesize import (
     Work,
     folder_name,
     prepare,
+    render_rest,
     start,
-    synthesize,
     take_over,
 )
 from pidm_reid.table import CONFIG
@@ -500,12 +499,7 @@ class Bench:
             todo: Sequence[Recipe] = start(work, generator, out)
             if row.selected:
                 todo = self._taken_over(cell, todo, generator)
-            if todo:
-                label = f"synthesize {out}"
-                with folder.spending(out, "synthesis_seconds"):
-                    batches = synthesize(todo, work, generator, out)
-                    for _ in track(batches, total=len(todo), label=label, unit="images"):
-                        pass
+            render_rest(todo, work, generator, out, label=f"synthesize {out}")
         if row.selected:
             self._select(cell, work, out)
         made = folder.read_augmented(out)

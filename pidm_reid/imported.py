@@ -10,6 +10,7 @@ import numpy as np
 
 from pidm_core import (
     BAD_DATA,
+    IMAGE_SUFFIXES,
     Record,
     UserError,
     content_key,
@@ -54,7 +55,7 @@ def import_images(
     files = sorted(
         path
         for path in images.glob("*")
-        if path.suffix.lower() in (".jpg", ".jpeg", ".png") and path.is_file()
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
     )
     if not files:
         raise UserError(f"{images}: no images (.jpg or .png) in it", BAD_DATA)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pidm_core import encode_jpeg, encode_png
+from pidm_core import encode_jpeg, encode_png, resized
 from pidm_reid.table import Grid, Strong
 
 if TYPE_CHECKING:
@@ -150,12 +150,10 @@ def _cell(text: str) -> str:
 
 def picture(image: np.ndarray, *, alt: str, drawn: bool = False) -> str:
     """An image uint8 (H, W, 3), at most 128 px high, in the page itself; as PNG if `drawn`."""
-    from PIL import Image
 
     height, width = image.shape[:2]
     if height > HEIGHT:
-        size = max(1, round(width * HEIGHT / height)), HEIGHT
-        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+        image = resized(image, (HEIGHT, max(1, round(width * HEIGHT / height))))
     data = encode_png(image) if drawn else encode_jpeg(image, quality=QUALITY)
     kind = "png" if drawn else "jpeg"
     code = base64.b64encode(data).decode()

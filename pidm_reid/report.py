@@ -20,6 +20,7 @@ import numpy as np
 
 from pidm_core import (
     BAD_DATA,
+    IMAGE_SUFFIXES,
     NOBODY,
     Record,
     UserError,
@@ -338,7 +339,7 @@ def _card(contents: _Contents, name: str) -> str:
 def _source_of(name: str, files: Mapping[str, Record]) -> str:
     """The source in the name of an image without a recipe: <source stem>_pidm0007.jpg."""
     stem = name.rpartition("_pidm")[0]
-    return next((f"{stem}{end}" for end in (".jpg", ".jpeg", ".png") if stem + end in files), "")
+    return next((f"{stem}{end}" for end in IMAGE_SUFFIXES if stem + end in files), "")
 
 
 def _facts(contents: _Contents, name: str) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pidm_core import encode_png, load_image, skeleton, write_bytes
+from pidm_core import encode_png, load_image, resized, skeleton, write_bytes
 from pidm_reid.plan import Recipe
 
 HEIGHT, WIDTH, GAP = 256, 128, 4
@@ -42,13 +42,9 @@ def _tile(
     if truth:
         parts.append(load_image(truth / recipe.file_name))
     gap = np.full((HEIGHT, GAP, 3), 255, dtype=np.uint8)
-    shown = np.concatenate([x for part in parts for x in (_enlarged(part), gap)], axis=1)
+    shown = np.concatenate(
+        [x for part in parts for x in (resized(part, (HEIGHT, WIDTH)), gap)], axis=1
+    )
     bottom = np.full((GAP, shown.shape[1], 3), 255, dtype=np.uint8)
     return np.pad(np.concatenate([shown, bottom]), ((0, 0), (0, 4 * GAP), (0, 0)),
                   constant_values=255)  # fmt: skip
-
-
-def _enlarged(image: np.ndarray) -> np.ndarray:
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(image).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))

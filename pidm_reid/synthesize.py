@@ -28,8 +28,10 @@ from pidm_core import (
     read_image_file,
     read_keypoints,
     rescale,
+    resized,
     sha256,
     to_dict,
+    track,
     write_bytes,
 )
 from pidm_reid import folder, plan
@@ -300,6 +302,23 @@ def _is_there(recipe: Recipe, entry: Mapping[str, Any], generator: Generator, ou
     return same and folder.is_finished(out / folder.BASE / folder.TRAIN, entry)
 
 
+def render_rest(
+    todo: Sequence[Recipe],
+    work: Work,
+    generator: Generator,
+    out: Path,
+    *,
+    shard: tuple[int, int] = (1, 1),
+    label: str,
+) -> int:
+    """Generate what `start` left to do, say how far it is and note what it cost; how many."""
+    if not todo:
+        return 0
+    with folder.spending(out, "synthesis_seconds"):
+        batches = synthesize(todo, work, generator, out, shard=shard)
+        return sum(track(batches, total=len(todo), label=label, unit="images"))
+
+
 def outlook(work: Work, generator: Generator, out: Path, *, shard: tuple[int, int] = (1, 1)) -> str:
     """What part K of N (`shard`) has still to do in `out`, and its cost, measured on one batch
     that is not kept.
@@ -362,14 +381,7 @@ class _FrameSizes:
 
 def _source(path: Path, size: tuple[int, int] | None) -> np.ndarray:
     image: np.ndarray = load_image(path)
-    if size is None or image.shape[:2] == size:
-        return image
-    from PIL import Image
-
-    resized: np.ndarray = np.asarray(
-        Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC)
-    )
-    return resized
+    return image if size is None or image.shape[:2] == size else resized(image, size)
 
 
 def ledger_entry(recipe: Recipe, generator: Generator, data: bytes) -> dict[str, Any]:

@@ -245,7 +245,7 @@ def test_nothing_but_broken_images_is_an_error(tool: Any, tmp_path: Path, fake: 
 
 def refusal(path: Path) -> UserError:
     with pytest.raises(UserError) as caught:
-        estimator.load_estimator(estimator.find_weights(path), torch.device("cpu"))
+        estimator.load_estimator(estimator.find_weights(path))
     assert "\n" not in str(caught.value)
     return caught.value
 
@@ -306,7 +306,7 @@ def test_keypoint_rcnn_loads_a_state_dict_and_refuses_another(
     torch.manual_seed(0)
     state = small().state_dict()
     torch.save(state, tmp_path / estimator.RCNN_FILES[0])
-    network = estimator.load_estimator(estimator.find_weights(tmp_path), torch.device("cpu"))
+    network = estimator.load_estimator(estimator.find_weights(tmp_path))
     found = network([draw_person(1, 1), draw_person(2, 2, 48, 24)])
     assert [(one.shape, one.dtype) for one in found] == [((18, 2), np.float32)] * 2
     state.pop("backbone.body.conv1.weight")
@@ -343,7 +343,7 @@ def test_vitpose_loads_a_folder_and_refuses_an_incomplete_one(tmp_path: Path) ->
     config = transformers.VitPoseConfig(backbone_config=backbone, num_labels=17)
     torch.manual_seed(0)
     transformers.VitPoseForPoseEstimation(config).save_pretrained(tmp_path)
-    network = estimator.load_estimator(estimator.find_weights(tmp_path), torch.device("cpu"))
+    network = estimator.load_estimator(estimator.find_weights(tmp_path))
     images = [draw_person(1, 1), draw_person(2, 2, 48, 24)]
     found = network(images)
     assert [(one.shape, one.dtype) for one in found] == [((18, 2), np.float32)] * 2

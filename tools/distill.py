@@ -5,10 +5,10 @@ Run the same command again to resume. A student can teach the next one, of half 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-from pidm_core.config import DistillConfig, parse
+from pidm_core.config import DistillConfig, narrowed, parse
 from pidm_core.files import DONE, run
 
 
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     """Train until the configured number of steps is reached or a signal asks to stop."""
     example = "python tools/distill.py --config configs/toy_student.yaml --out runs/toy_student"
     options = parse(Options, argv, prog="distill", description=__doc__, example=example)
-    config = DistillConfig(**{f.name: getattr(options, f.name) for f in fields(DistillConfig)})
+    config = narrowed(DistillConfig, options)
     folder, total = Path(options.out), config.train.steps
 
     import torch

@@ -115,17 +115,12 @@ def main(argv: list[str] | None = None) -> int:
 def _generate(
     work: Work, generator: Generator, out: Path, *, shard: tuple[int, int], copy: bool
 ) -> None:
-    from pidm_core import track
     from pidm_reid import lease
-    from pidm_reid.folder import spending
-    from pidm_reid.synthesize import start, synthesize
+    from pidm_reid.synthesize import render_rest, start
 
     with lease.hold(out, shard):
-        todo, done = start(work, generator, out, shard=shard, copy=copy), 0
-        if todo:
-            with spending(out, "synthesis_seconds"):
-                batches = synthesize(todo, work, generator, out, shard=shard)
-                done = sum(track(batches, total=len(todo), label="synthesize", unit="images"))
+        todo = start(work, generator, out, shard=shard, copy=copy)
+        done = render_rest(todo, work, generator, out, shard=shard, label="synthesize")
     print(f"{out}: {done:,} images generated, part {shard[0]} of {shard[1]} is complete. Next:")
     print(f"  python tools/train_reid.py --augmented {out}")
 

@@ -6,10 +6,11 @@ On several GPUs or machines: accelerate launch tools/train_pidm.py ...
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from pidm_core import DONE, PIDMConfig, parse, run
+from pidm_core.config import narrowed
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         example="python tools/train_pidm.py --config configs/market1501_small.yaml --data data",
     )
-    config = PIDMConfig(**{f.name: getattr(options, f.name) for f in fields(PIDMConfig)})
+    config = narrowed(PIDMConfig, options)
     folder = Path(options.out or f"runs/{Path(config.data).name}")
 
     import torch
@@ -41,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     from pidm_core.train import load_pairs, train, watch
 
     talks = os.environ.get("RANK", "0") == "0"  # of several processes the first
-    parameters = sum(p.numel() for p in PIDM(config.model).parameters()) / 1e6
+    with torch.device("meta"):  # to be counted, not to be kept
+        parameters = sum(p.numel() for p in PIDM(config.model).parameters()) / 1e6
     say = print if talks else (lambda *_, **__: None)
     say(
         f"PIDM, {parameters:.2f} M parameters, {config.train.steps:,} steps of "

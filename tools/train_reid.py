@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pidm_core import DONE, UserError, parse, run
 from pidm_reid.config import StudentConfig
+
+if TYPE_CHECKING:
+    from pidm_reid.retrieval import Ranking
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         state, result = finetune.train_and_test(
             items, test, config=options, stage=stage, seed=options.seed, start=state, label=name
         )
-        print(f"{result.ranking.lines()}\n{_remarks(result)}")
+        print(f"{result.ranking.lines()}\n{_remarks(result.ranking)}")
         if options.out:
             out = Path(options.out)
             weights.save_state(out.with_stem(out.stem + suffix), state)
@@ -68,8 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     return DONE
 
 
-def _remarks(result: object) -> str:
-    ranking = result.ranking  # type: ignore[attr-defined]
+def _remarks(ranking: Ranking) -> str:
     text = f"{ranking.queries:,} queries, {ranking.gallery:,} gallery images"
     if ranking.unmatched:
         text += f"; {ranking.unmatched:,} queries have no match and count in no figure"

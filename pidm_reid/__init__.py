@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from pidm_reid.dataset import register as register
     from pidm_reid.experiment import run_table as run_table
     from pidm_reid.finetune import train_and_test as train_and_test
+    from pidm_reid.folder_report import write_folder_report as write_folder_report
     from pidm_reid.plan import development_split as development_split
     from pidm_reid.plan import sample_real as sample_real
     from pidm_reid.pool import fresh_each_epoch as fresh_each_epoch
-    from pidm_reid.report import write_folder_report as write_folder_report
     from pidm_reid.report import write_table_report as write_table_report
     from pidm_reid.synthesize import Generator as Generator
     from pidm_reid.synthesize import Request as Request
@@ -42,7 +42,7 @@ _HOME = {
     "run_table": "experiment",
     "sample_real": "plan",
     "train_and_test": "finetune",
-    "write_folder_report": "report",
+    "write_folder_report": "folder_report",
     "write_table": "table",
     "write_table_report": "report",
 }

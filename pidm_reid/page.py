@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 HEIGHT = 128  # px; larger pictures are made smaller
 QUALITY = 85
 BINS = 24
+REPORT = "report.html"
 ROOM = 5.0  # beside the first and last point of a plot
 COLOURS = (
     "#0a84d6", "#e0660a", "#109e73", "#c766a0", "#c99700", "#8f7ee0", "#d0453c", "#7a8794",
@@ -119,6 +121,12 @@ def escape(value: object) -> str:
 def paragraph(text: str) -> str:
     """A paragraph of plain text."""
     return f"<p>{escape(text)}</p>\n"
+
+
+def details(title: str, value: object) -> str:
+    """A JSON value to be unfolded."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return f"<details><summary>{escape(title)}</summary>\n<pre>{escape(text)}</pre></details>\n"
 
 
 def table(grid: Grid) -> str:

@@ -17,7 +17,8 @@ from people import make_market, planned, render_all, standing
 from test_table import THREE
 
 from pidm_core import BAD_DATA, USAGE, UserError, load_image, write_json, write_keypoints
-from pidm_reid import coverage, folder, page, report
+from pidm_reid import coverage, folder, folder_report, page, report
+from pidm_reid.folder_report import write_folder_report
 from pidm_reid.synthesize import Generator
 from pidm_reid.table import Grid, Strong, load_lines, markdown
 
@@ -193,7 +194,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     found = (asked + 0.5) * 2 - 0.5 + np.array([3, 4])  # the images are twice as large
     found[5] = np.nan  # a joint that was not found counts nothing
     nobody = np.full((18, 2), np.nan)
-    report.write_folder_report(out, found={names[0]: found, names[1]: nobody, "other": found})
+    write_folder_report(out, found={names[0]: found, names[1]: nobody, "other": found})
     return out, names
 
 
@@ -222,7 +223,7 @@ def test_a_folder_report_is_small_and_shows_four_pictures_of_each(
     out, names = made
     assert (out / "report.html").stat().st_size < 2 << 20
     pictures = Checked(out / "report.html").pictures
-    assert len(pictures) == 4 * (report.SHOWN_KEPT + report.SHOWN_DROPPED)
+    assert len(pictures) == 4 * (folder_report.SHOWN_KEPT + folder_report.SHOWN_DROPPED)
     recipe = json.loads((out / "plan.jsonl").read_text().splitlines()[0])
     nearest = json.loads((out / "selection.jsonl").read_text().splitlines()[0])["nearest"]
     assert pictures[:4] == [recipe["source"], f"joints of {recipe['pose']}", names[0], nearest]
@@ -241,7 +242,7 @@ def test_dropped_images_are_shown_from_where_they_were_chosen(market: Path, tmp_
     folder.append_ledger(second / folder.MANIFEST, [ledger[names[0]]])
     lines = [{"file_name": name, "kept": name == names[0]} for name in names]
     (second / folder.SELECTION).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    seen = Checked(report.write_folder_report(second))
+    seen = Checked(write_folder_report(second))
     assert "1 image kept" in seen.words
     assert "17 images dropped, 12 of them" in seen.words
     assert "not in this folder" not in seen.words
@@ -250,7 +251,7 @@ def test_dropped_images_are_shown_from_where_they_were_chosen(market: Path, tmp_
     (train / names[0]).write_bytes(
         (first / f"market1501/bounding_box_train/{names[0]}").read_bytes()
     )
-    assert "not in this folder" in Checked(report.write_folder_report(second)).words
+    assert "not in this folder" in Checked(write_folder_report(second)).words
 
 
 def test_orientations_and_cameras_count_every_image(made: tuple[Path, list[str]]) -> None:
@@ -265,14 +266,14 @@ def test_orientations_and_cameras_count_every_image(made: tuple[Path, list[str]]
 def test_without_selection_and_joints_a_sentence_says_so(market: Path, tmp_path: Path) -> None:
     work = planned(market)
     render_all(work, tmp_path / "made", copy=True)  # no link leads to the joints
-    seen = Checked(report.write_folder_report(tmp_path / "made"))
+    seen = Checked(write_folder_report(tmp_path / "made"))
     assert "Nothing was selected (no selection.jsonl)" in seen.words
     assert "Not shown: poses (no keypoint file" in seen.words
     assert "Similarities are not known" in seen.words
     assert "Whether they look" not in seen.words
     assert len(seen.pictures) == 2 * len(work.recipes)
     given = market / "market1501/market-annotation-train.csv"
-    seen = Checked(report.write_folder_report(tmp_path / "made", keypoints=given))
+    seen = Checked(write_folder_report(tmp_path / "made", keypoints=given))
     assert len(seen.pictures) == 3 * len(work.recipes)
 
 
@@ -282,10 +283,10 @@ def test_joints_are_measured_for_poses_of_a_file_too(market: Path, tmp_path: Pat
     work = planned(market, poses=poses)
     render_all(work, tmp_path / "made")
     found = {recipe.file_name: standing("front") + np.array([0, 2]) for recipe in work.recipes}
-    seen = Checked(report.write_folder_report(tmp_path / "made", keypoints=poses, found=found))
+    seen = Checked(write_folder_report(tmp_path / "made", keypoints=poses, found=found))
     assert "18 images: 2.0 px at the median" in seen.words
     unknown = {"other": standing("front")}
-    seen = Checked(report.write_folder_report(tmp_path / "made", keypoints=poses, found=unknown))
+    seen = Checked(write_folder_report(tmp_path / "made", keypoints=poses, found=unknown))
     assert "None of the joints found can be compared" in seen.words
 
 
@@ -307,7 +308,7 @@ def test_hostile_names_are_text_and_lead_nowhere(tmp_path: Path) -> None:
         "nearest": f"../query/{outside}",
     }
     (tmp_path / "made/selection.jsonl").write_text(json.dumps(line) + "\n")
-    seen = Checked(report.write_folder_report(tmp_path / "made"))
+    seen = Checked(write_folder_report(tmp_path / "made"))
     assert f"dropped: {HOSTILE}" in seen.words
     assert "not in this folder" in seen.words
 
@@ -319,7 +320,7 @@ def test_a_broken_selection_is_refused_with_its_line(
     (made[0] / "broken.jsonl").write_text(line)
     monkeypatch.setattr(folder, "SELECTION", "broken.jsonl")
     with pytest.raises(UserError, match=r"broken\.jsonl:1: ") as error:
-        report.write_folder_report(made[0])
+        write_folder_report(made[0])
     assert error.value.code == BAD_DATA
 
 

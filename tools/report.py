@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     if not options.folders:
         raise UserError(f"name a folder (example: {example})")
 
-    from pidm_reid.report import is_augmented, publish, write_folder_report, write_table_report
+    from pidm_reid.folder_report import is_augmented, write_folder_report
+    from pidm_reid.report import publish, write_table_report
 
     found = read_keypoints(options.found) if options.found else {}
     for folder in map(Path, options.folders):

@@ -159,15 +159,11 @@ def _interpolate(pipe: PIDMPipeline, options: Interpolate) -> np.ndarray:
 
 def _image(pipe: PIDMPipeline, path: str, flag: str) -> np.ndarray:
     """An image at the model's size."""
-    import numpy as np
-    from PIL import Image
-
-    from pidm_core import load_image
+    from pidm_core import load_image, resized
 
     if not path:
         raise UserError(f"--{flag} IMAGE is missing")
-    picture = Image.fromarray(load_image(path))
-    return np.asarray(picture.resize(pipe.size[::-1], Image.Resampling.BICUBIC))
+    return resized(load_image(path), pipe.size)
 
 
 def _joints(pipe: PIDMPipeline, file: str, path: str) -> np.ndarray:

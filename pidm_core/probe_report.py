@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from pidm_core.pipeline import PIDMPipeline
 from pidm_core.pose import pose_map
 from pidm_core.probe import Probe, Render, Setting, choose_pairs, read_crowd, settings
 from pidm_core.probe_networks import Training, train_judges
+from pidm_core.progress import track
 from pidm_core.toy_market import make, oracle_render
 
 log = logging.getLogger(__name__)
-SAY_EVERY_S = 15.0
 ORACLE = "drawn by ToyMarket"
 _COLUMNS = {
     "ssim": ("SSIM", ".3f"),
@@ -224,17 +224,14 @@ def measure(probe: Probe, renderers: Sequence[Renderer], *, seed: int) -> Report
 def draw_pairs(probe: Probe, renderer: Renderer, *, seed: int, swapped: bool = False) -> np.ndarray:
     """The N images of a renderer: uint8 (N, H, W, 3); says now and then how far it is."""
     parts: list[np.ndarray] = []
-    start = said = time.monotonic()
-    done, total = 0, len(probe.pairs)
-    for images in probe.draw(renderer.render, seed=seed, swapped=swapped):
-        parts.append(images)
-        done += len(images)
-        now = time.monotonic()
-        if now - said > SAY_EVERY_S or done == total:
-            said, rate = now, done / max(now - start, 1e-9)
-            left = (total - done) / rate
-            what = f"{renderer.name}{', sources exchanged' if swapped else ''}"
-            log.info("%s: %d of %d images, %.1f/s, %.0f s left", what, done, total, rate, left)
+
+    def counts() -> Iterator[int]:
+        for images in probe.draw(renderer.render, seed=seed, swapped=swapped):
+            parts.append(images)
+            yield len(images)
+
+    label = f"{renderer.name}{', sources exchanged' if swapped else ''}"
+    sum(track(counts(), total=len(probe.pairs), label=label, unit="images"))
     return np.concatenate(parts)
 
 

@@ -10,11 +10,19 @@ from typing import Any
 import pytest
 from people import make_market
 
+from pidm_core import toy_market
+
 
 @pytest.fixture(scope="session")
 def market(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A made-up Market-1501 root with 6 training and 4 test people; not to be changed."""
     return make_market(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def drawn_people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ToyMarket `tiny`, its folder market1501; not to be changed."""
+    return toy_market.make(tmp_path_factory.mktemp("toy"), preset="tiny", workers=1)
 
 
 @pytest.fixture(scope="module")

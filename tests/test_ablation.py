@@ -1,4 +1,4 @@
-"""Table 2 on drawn people: three networks, five rows, one table."""
+"""Table 2 on toy people: three networks, five rows, one table."""
 
 from __future__ import annotations
 
@@ -12,19 +12,13 @@ from tiny import TINY
 
 from pidm_core import UserError, ablation, load_image
 from pidm_core.config import AblationTable, SampleConfig, TrainConfig, save_config
-from pidm_core.toy_market import make
 from tools.reproduce_table import main
 
 
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("toy"), preset="tiny", workers=1)
-
-
 @pytest.fixture
-def table(drawn: Path, tmp_path: Path) -> AblationTable:
+def table(drawn_people: Path, tmp_path: Path) -> AblationTable:
     return AblationTable(
-        data=str(drawn),
+        data=str(drawn_people),
         name="variants",
         test_pairs=5,
         results=str(tmp_path / "results"),

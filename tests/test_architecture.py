@@ -54,7 +54,8 @@ ARROWS = {
         "student_report": "feature_metrics pipeline probe probe_report",
         "probe_networks": "hardware keypoints",
         "probe": "data diffusion garments image_metrics keypoints probe_networks",
-        "probe_report": "hardware keypoints pipeline pose probe probe_networks toy_market",
+        "probe_report":
+            "hardware keypoints pipeline pose probe probe_networks progress toy_market",
     },
     "pidm_reid": {
         "config": "", "compat": "", "coverage": "", "folder": "", "plan": "coverage",

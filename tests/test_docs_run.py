@@ -18,7 +18,7 @@ import pytest
 import yaml
 from people import standing
 
-from pidm_core import DONE, SKIPPED, estimator, toy_market, write_bytes
+from pidm_core import DONE, SKIPPED, estimator, write_bytes
 
 ROOT = Path(__file__).parent.parent
 TRAINED = "python tools/train_pidm.py --config configs/market1501_small.yaml --out runs/market1501"
@@ -67,11 +67,10 @@ def small(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def sandbox(drawn_people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A clone whose configurations are small, with drawn people in Market-1501's place."""
-    drawn = toy_market.make(tmp_path / "drawn", preset="tiny")
     for place in ("market1501", "gallery"):
-        shutil.copytree(drawn, tmp_path / "data" / place)
+        shutil.copytree(drawn_people, tmp_path / "data" / place)
     (tmp_path / "data/gallery/market-annotation-train.csv").unlink()
     write_bytes(tmp_path / "weights/model.safetensors", b"read by nobody")
     (tmp_path / "configs").mkdir()

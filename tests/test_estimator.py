@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import subprocess
 import sys
 import types
@@ -35,14 +35,8 @@ TOOL = ROOT / "tools/extract_poses.py"
 
 
 @pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location("extract_poses", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "extract_poses", module)
-    spec.loader.exec_module(module)
-    return module
+def tool() -> types.ModuleType:
+    return importlib.import_module("tools.extract_poses")
 
 
 def folder(root: Path, count: int = 5) -> Path:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import importlib.util
+import importlib
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import numpy as np
@@ -300,12 +298,7 @@ def test_unequal_sizes_are_refused_and_small_images_have_no_ssim(folders: Path) 
 
 def tool(name: str) -> Callable[..., int]:
     """The main of tools/NAME.py."""
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / f"tools/{name}.py")
-    assert spec
-    assert spec.loader
-    module: ModuleType = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module = importlib.import_module(f"tools.{name}")
     return lambda *arguments: module.main([str(argument) for argument in arguments])
 
 

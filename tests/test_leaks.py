@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from people import draw_person, make_market
 
-from pidm_core import BAD_DATA, Seen, UserError, content_key, encode_jpeg, toy_market, write_bytes
+from pidm_core import BAD_DATA, Seen, UserError, content_key, encode_jpeg, write_bytes
 from pidm_reid.leaks import generator_saw, read_contents, refuse_overlap
 
 
@@ -41,9 +41,8 @@ def test_a_generator_without_a_record_is_unknown(market: Path, tmp_path: Path) -
     assert generator_saw(str(tmp_path / "run"), contents, real=[]) == "unknown"
 
 
-def test_the_bundled_model_saw_drawn_people_and_nobody_of_a_demo(tmp_path: Path) -> None:
-    drawn = toy_market.make(tmp_path, preset="tiny", workers=1)
-    assert generator_saw("toy_market", read_contents(drawn), real=[]) == "drawn people"
+def test_the_bundled_model_saw_drawn_people_and_nobody_of_a_demo(drawn_people: Path) -> None:
+    assert generator_saw("toy_market", read_contents(drawn_people), real=[]) == "drawn people"
 
 
 @pytest.mark.parametrize("subset", ["query", "bounding_box_test"])

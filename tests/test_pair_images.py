@@ -15,7 +15,6 @@ from pidm_core.datasets import People, read_people
 from pidm_core.evaluation import read_pictures
 from pidm_core.files import BAD_DATA, encode_png
 from pidm_core.pair_images import choose_pairs, draw_pairs, write_truth
-from pidm_core.toy_market import make
 from tools.render_pairs import main
 
 
@@ -98,9 +97,9 @@ def test_a_target_without_joints_is_named(nested: People) -> None:
 
 
 def test_the_tool_draws_test_people_for_evaluation_only(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: str, drawn_people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    market, out = make(tmp_path, preset="tiny", workers=1), tmp_path / "pairs"
+    market, out = drawn_people, tmp_path / "pairs"
     options = ["--run", model, "--data", str(market), "--count", "5", "--out", str(out)]
     assert main([*options, "--seeds", "3", "--dry-run"]) == 0
     assert capsys.readouterr().out == f"{out}: 15 images of 5 pairs, by {model}\n"

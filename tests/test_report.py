@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,6 +19,7 @@ from pidm_reid import coverage, folder, folder_report, page, report
 from pidm_reid.folder_report import write_folder_report
 from pidm_reid.synthesize import Generator
 from pidm_reid.table import Grid, Strong, load_lines, markdown
+from tools import report as report_tool
 
 VOID = {"meta", "link", "img", "br"}
 HOSTILE = '"><img src=x onerror=alert(1)>&$x_1$'
@@ -374,16 +373,7 @@ def test_the_pages_fit_and_load_nothing(
 
 @pytest.fixture
 def tool() -> Callable[[list[str]], int]:
-    spec = importlib.util.spec_from_file_location(
-        "tool_report", Path(__file__).parents[1] / "tools/report.py"
-    )
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    main: Callable[[list[str]], int] = module.main
-    return main
+    return report_tool.main
 
 
 def test_the_tool_sees_which_kind_of_folder_it_is(

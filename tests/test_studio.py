@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from tiny import save_tiny
 
-from pidm_core import PIDMPipeline, UserError, decode_image, encode_jpeg, encode_png, toy_market
+from pidm_core import PIDMPipeline, UserError, decode_image, encode_jpeg, encode_png
 from pidm_core.datasets import People, read_people
 from pidm_core.files import BAD_DATA, ENVIRONMENT
 from pidm_core.studio import MAX_UPLOAD_BYTES, PEOPLE_PER_PAGE, Server, Studio, serve
@@ -36,10 +36,8 @@ def served(studio: Studio) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def people(tmp_path_factory: pytest.TempPathFactory) -> People:
-    root = tmp_path_factory.mktemp("toy")
-    toy_market.make(root, preset="tiny", workers=1)
-    return read_people(root)
+def people(drawn_people: Path) -> People:
+    return read_people(drawn_people)
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import math
 import re
 import shutil
-import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -45,21 +43,14 @@ from pidm_core.user_study import (
     share,
     write_study,
 )
+from tools import user_study as user_study_tool
 
-TOOL = Path(__file__).parents[1] / "tools" / "user_study.py"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 METHODS = ("PIDM", "GFLA", "DPTN")
 
 
 def tool(*arguments: object) -> int:
-    spec = importlib.util.spec_from_file_location("user_study", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where its dataclasses look for types
-    spec.loader.exec_module(module)
-    code: int = module.main([str(argument) for argument in arguments])
-    return code
+    return user_study_tool.main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

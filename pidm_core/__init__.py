@@ -13,11 +13,6 @@ if TYPE_CHECKING:
     from pidm_core import train as train
     from pidm_core.config import PIDMConfig as PIDMConfig
     from pidm_core.config import Sampling as Sampling
-    from pidm_core.config import from_dict as from_dict
-    from pidm_core.config import load_config as load_config
-    from pidm_core.config import parse as parse
-    from pidm_core.config import save_config as save_config
-    from pidm_core.config import to_dict as to_dict
     from pidm_core.data import Record as Record
     from pidm_core.data import check_frame as check_frame
     from pidm_core.data import find_keypoints as find_keypoints
@@ -57,6 +52,11 @@ if TYPE_CHECKING:
     from pidm_core.keypoints import read_keypoints as read_keypoints
     from pidm_core.keypoints import rescale as rescale
     from pidm_core.keypoints import write_keypoints as write_keypoints
+    from pidm_core.options import from_dict as from_dict
+    from pidm_core.options import load_config as load_config
+    from pidm_core.options import parse as parse
+    from pidm_core.options import save_config as save_config
+    from pidm_core.options import to_dict as to_dict
     from pidm_core.pipeline import PIDMPipeline as PIDMPipeline
     from pidm_core.pose import skeleton as skeleton
     from pidm_core.progress import track as track
@@ -91,16 +91,16 @@ _HOME = {
     "encode_jpeg": "files",
     "encode_png": "files",
     "find_keypoints": "data",
-    "from_dict": "config",
+    "from_dict": "options",
     "has_market1501": "data",
     "is_drawn": "seen",
-    "load_config": "config",
+    "load_config": "options",
     "load_image": "files",
     "make_pairs": "data",
     "mirror": "keypoints",
     "named_pair": "image_names",
     "orientation": "keypoints",
-    "parse": "config",
+    "parse": "options",
     "parse_json": "files",
     "passes_patn": "keypoints",
     "place": "hardware",
@@ -114,10 +114,10 @@ _HOME = {
     "rescale": "keypoints",
     "resized": "files",
     "run": "files",
-    "save_config": "config",
+    "save_config": "options",
     "sha256": "files",
     "skeleton": "pose",
-    "to_dict": "config",
+    "to_dict": "options",
     "toy_market": "",
     "track": "progress",
     "train": "",

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pidm_core.config import AblationTable, Guidance, ImageTable, PIDMConfig, Texture, narrowed
+from pidm_core.config import AblationTable, Guidance, ImageTable, PIDMConfig, Texture
 from pidm_core.datasets import People, read_people
+from pidm_core.options import narrowed
 from pidm_core.pair_images import choose_pairs, draw_pairs, write_images, write_truth
 from pidm_core.pipeline import PIDMPipeline
 from pidm_core.train import Progress, train

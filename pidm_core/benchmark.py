@@ -25,11 +25,11 @@ from pidm_core.config import (
     PIDMConfig,
     SampleConfig,
     TrainConfig,
-    load_config,
 )
 from pidm_core.diffusion import Denoise, Diffusion, guidance_terms, guided, sample_images
 from pidm_core.hardware import Placement, place
 from pidm_core.model import PIDM, POSE_CHANNELS
+from pidm_core.options import load_config
 from pidm_core.state import State
 from pidm_core.train import HybridLoss
 

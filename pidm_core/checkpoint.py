@@ -21,16 +21,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pidm_core.config import (
-    ASSETS,
-    DiffusionConfig,
-    ModelConfig,
-    PIDMConfig,
-    SampleConfig,
-    from_dict,
-    load_config,
-    to_dict,
-)
+from pidm_core.config import ASSETS, DiffusionConfig, ModelConfig, PIDMConfig, SampleConfig
 from pidm_core.files import (
     BAD_DATA,
     UserError,
@@ -48,6 +39,7 @@ from pidm_core.folders import (
     write_manifest,
 )
 from pidm_core.model import PIDM
+from pidm_core.options import from_dict, load_config, to_dict
 from pidm_core.weight_files import refuse_stand_ins
 
 log = logging.getLogger(__name__)

@@ -25,9 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pidm_core.checkpoint import save_model
-from pidm_core.config import ModelConfig, PIDMConfig, SampleConfig, save_config
+from pidm_core.config import ModelConfig, PIDMConfig, SampleConfig
 from pidm_core.files import BAD_DATA, UserError
 from pidm_core.model import PIDM
+from pidm_core.options import save_config
 from pidm_core.weight_files import refuse_compressed, refuse_stand_ins
 
 SIZE = (256, 256)

@@ -14,11 +14,12 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from pidm_core.checkpoint import find_model, load_model
-from pidm_core.config import DiffusionConfig, SampleConfig, to_dict
+from pidm_core.config import DiffusionConfig, SampleConfig
 from pidm_core.diffusion import Diffusion, Step, sample_images, unstyled
 from pidm_core.files import UserError, load_image
 from pidm_core.hardware import Placement, place, to_uint8
 from pidm_core.model import PIDM, POSE_CHANNELS
+from pidm_core.options import to_dict
 from pidm_core.pose import pose_map
 
 Source = str | Path | Image.Image | np.ndarray

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from pidm_core.config import ASSETS, PIDMConfig, from_dict
+from pidm_core.config import ASSETS, PIDMConfig
 from pidm_core.data import Record
 from pidm_core.files import BAD_DATA, UserError, read_json, sha256, write_json
+from pidm_core.options import from_dict
 
 FILE = "seen.json"
 DIGITS = 16

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
-from pidm_core.config import Sampling, from_dict
+from pidm_core.config import Sampling
 from pidm_core.datasets import People
 from pidm_core.diffusion import Step
 from pidm_core.files import (
@@ -33,6 +33,7 @@ from pidm_core.files import (
 )
 from pidm_core.hardware import to_uint8
 from pidm_core.keypoints import JOINTS, NOBODY, passes_patn, rescale
+from pidm_core.options import from_dict
 from pidm_core.pipeline import PIDMPipeline
 from pidm_core.pose import COLOURS, LIMBS
 

@@ -26,7 +26,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from pidm_core import __version__
-from pidm_core.config import PIDMConfig, TrainConfig, load_config, save_config, to_dict
+from pidm_core.config import PIDMConfig, TrainConfig
 from pidm_core.data import Batch, Pairs, Record, order
 from pidm_core.datasets import read_people, withhold
 from pidm_core.diffusion import Diffusion, drop_conditions, sample_images
@@ -43,6 +43,7 @@ from pidm_core.files import (
 from pidm_core.folders import clear_leftovers, only_writer
 from pidm_core.hardware import Placement, place, to_uint8
 from pidm_core.model import PIDM
+from pidm_core.options import load_config, save_config, to_dict
 from pidm_core.pose import pose_map
 from pidm_core.progress import track
 from pidm_core.seen import write_seen

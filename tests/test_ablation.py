@@ -11,7 +11,8 @@ import pytest
 from tiny import TINY
 
 from pidm_core import UserError, ablation, load_image
-from pidm_core.config import AblationTable, SampleConfig, TrainConfig, save_config
+from pidm_core.config import AblationTable, SampleConfig, TrainConfig
+from pidm_core.options import save_config
 from tools.reproduce_table import main
 
 

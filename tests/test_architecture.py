@@ -14,10 +14,11 @@ import pidm_core
 import pidm_reid
 
 ROOT = Path(__file__).parent.parent
-ANY = {"files", "config"}
+ANY = {"files", "config", "options"}
 ARROWS = {
     "pidm_core": {
-        "files": "", "config": "", "keypoints": "", "hardware": "", "image_metrics": "",
+        "files": "", "config": "", "options": "", "keypoints": "", "hardware": "",
+        "image_metrics": "",
         "folders": "", "image_names": "", "verify": "folders seen",
         "model": "", "diffusion": "", "progress": "", "feature_metrics": "",
         "weight_files": "",

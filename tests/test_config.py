@@ -8,17 +8,9 @@ from typing import Literal
 
 import pytest
 
-from pidm_core.config import (
-    PIDMConfig,
-    Sampling,
-    from_dict,
-    load_config,
-    parse,
-    read_yaml,
-    save_config,
-    to_dict,
-)
+from pidm_core.config import PIDMConfig, Sampling
 from pidm_core.files import USAGE, UserError
+from pidm_core.options import from_dict, load_config, parse, read_yaml, save_config, to_dict
 from pidm_reid.config import ReidTable
 from pidm_reid.experiment import ROWS, rows
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from pidm_core import config
+from pidm_core import options as settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -55,7 +55,7 @@ def test_a_command_of_the_docs_parses(
     module = importlib.import_module(f"tools.{tool}")
 
     def parse(*args: Any, **options: Any) -> NoReturn:
-        config.parse(*args, **options)
+        settings.parse(*args, **options)
         raise Parsed
 
     monkeypatch.setattr(module, "parse", parse)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pidm_core.config import DistillConfig, narrowed, parse
+from pidm_core.config import DistillConfig
 from pidm_core.files import DONE, run
+from pidm_core.options import narrowed, parse
 
 
 @dataclass(frozen=True)

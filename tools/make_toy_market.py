@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from pidm_core.config import parse
 from pidm_core.files import DONE, run
+from pidm_core.options import parse
 
 
 @dataclass(frozen=True)

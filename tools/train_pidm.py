@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pidm_core import DONE, PIDMConfig, parse, run
-from pidm_core.config import narrowed
+from pidm_core.options import narrowed
 
 
 @dataclass(frozen=True)

@@ -327,7 +327,8 @@ def binaries(number: int) -> Row:
 
 def typos(number: int) -> Row:
     """10 N misspelt keys of configurations: refused, and the right key is suggested."""
-    from pidm_core.config import PIDMConfig, from_dict, to_dict
+    from pidm_core.config import PIDMConfig
+    from pidm_core.options import from_dict, to_dict
     from pidm_reid.config import ReidTable
 
     row = Row("misspelt keys of configurations", "all refused, the right key suggested in 95 %")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import pidm_core
-from pidm_core import config, files, keypoints
+from pidm_core import config, files, keypoints, options
 
 
 def image(path: str) -> str:
@@ -74,7 +74,7 @@ def pairs(path: str) -> str:
 
 def settings(path: str) -> str:
     """A configuration of a training."""
-    found = config.load_config(config.PIDMConfig, path)
+    found = options.load_config(config.PIDMConfig, path)
     return f"lr {found.train.lr} batch {found.train.batch_size} data {found.data}"
 
 
@@ -82,7 +82,7 @@ def table(path: str) -> str:
     """A configuration of a table of re-ID results."""
     from pidm_reid.config import ReidTable
 
-    return f"ratios {config.load_config(ReidTable, path).ratios}"
+    return f"ratios {options.load_config(ReidTable, path).ratios}"
 
 
 def augmented(path: str) -> str:

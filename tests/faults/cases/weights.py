@@ -20,8 +20,9 @@ from faults.cases import BAD_DATA, DONE, ENVIRONMENT, Case, reading
 from faults.cases.images import HTML, LFS
 from pidm_core import read_json, sha256, write_bytes, write_json
 from pidm_core.checkpoint import save_checkpoint, save_model
-from pidm_core.config import ModelConfig, PIDMConfig, to_dict
+from pidm_core.config import ModelConfig, PIDMConfig
 from pidm_core.model import PIDM
+from pidm_core.options import to_dict
 
 TINY = ModelConfig(
     size=(32, 16), patch=2, channels=32, channel_mults=(1, 2), blocks_per_level=1,

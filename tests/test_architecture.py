@@ -75,10 +75,11 @@ ARROWS = {
         "pool": "folder generators plan synthesize",
         "dataset": "folder compat pool",
         "finetune": "dataset folder plan pool retrieval compat weights config",
-        "experiment":
+        "rows": "config",
+        "bench":
             "cameras config coverage finetune folder generators imported leaks lease plan pool "
-            "retrieval "
-            "scoring sheet strict synthesize table weights",
+            "retrieval rows scoring strict synthesize weights",
+        "experiment": "bench config finetune folder plan rows sheet table",
     },
 }  # fmt: skip
 LONG = [

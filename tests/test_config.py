@@ -12,7 +12,7 @@ from pidm_core.config import PIDMConfig, Sampling
 from pidm_core.files import USAGE, UserError
 from pidm_core.options import from_dict, load_config, parse, read_yaml, save_config, to_dict
 from pidm_reid.config import ReidTable
-from pidm_reid.experiment import ROWS, rows
+from pidm_reid.rows import ROWS, rows
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

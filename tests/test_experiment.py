@@ -23,17 +23,11 @@ from pidm_core import (
 )
 from pidm_core.config import SampleConfig, TrainConfig
 from pidm_core.train import train
-from pidm_reid import experiment, finetune, folder, generators, scoring
+from pidm_reid import finetune, folder, generators, scoring
+from pidm_reid.bench import Bench
 from pidm_reid.config import FinetunePolicy, ReidTable, SelectionConfig, Stage, StudentConfig
-from pidm_reid.experiment import (
-    SAME_STEPS,
-    Bench,
-    Cell,
-    cells,
-    draw_sheet,
-    outlook,
-    run_table,
-)
+from pidm_reid.experiment import cells, draw_sheet, outlook, run_table
+from pidm_reid.rows import SAME_STEPS, Cell
 from pidm_reid.scoring import read_choices
 from pidm_reid.synthesize import Generator
 from pidm_reid.table import _reference, write_table
@@ -131,7 +125,7 @@ def test_finished_cells_are_not_done_twice(
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("a finished cell was done again")
 
-    monkeypatch.setattr(experiment.Bench, "run", forbidden)
+    monkeypatch.setattr(Bench, "run", forbidden)
     assert [new for *_, new in run_table(finished)] == [False] * 3
 
 

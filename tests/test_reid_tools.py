@@ -17,6 +17,7 @@ from people import TINT, make_market, planned, render_all
 from pidm_core import BAD_DATA, DONE, SKIPPED, USAGE, UserError, read_weights, write_bytes
 from pidm_reid import experiment, folder, generators, report, table
 from pidm_reid.generators import newest_run
+from pidm_reid.rows import Cell
 
 ROOT = Path(__file__).parents[1]
 
@@ -169,7 +170,7 @@ def test_broken_image_in_a_table_is_listed_and_the_code_says_so(
     victim.write_bytes(b"")
     done = {"mAP": 0.5, "cmc": dict.fromkeys(("1", "5", "10"), 0.5), "left_out": [f"{victim}: bad"],
             "counts": {"queries": 9, "unmatched": 2}}  # fmt: skip
-    cell = experiment.Cell("Standard", 1.0, 0)
+    cell = Cell("Standard", 1.0, 0)
     monkeypatch.setattr(experiment, "run_table", lambda _: iter([(cell, done, True)]))
     monkeypatch.setattr(table, "write_table", lambda *_, **__: [])
     monkeypatch.setattr(experiment, "draw_sheet", lambda _: None)

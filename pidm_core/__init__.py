@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pidm_core.files import resized as resized
     from pidm_core.files import run as run
     from pidm_core.files import sha256 as sha256
+    from pidm_core.files import stop_after as stop_after
     from pidm_core.files import write_bytes as write_bytes
     from pidm_core.files import write_json as write_json
     from pidm_core.hardware import place as place
@@ -117,6 +118,7 @@ _HOME = {
     "save_config": "options",
     "sha256": "files",
     "skeleton": "pose",
+    "stop_after": "files",
     "to_dict": "options",
     "toy_market": "",
     "track": "progress",

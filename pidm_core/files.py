@@ -343,6 +343,23 @@ def run(main: Callable[[list[str] | None], int]) -> NoReturn:
     sys.exit(code)
 
 
+def stop_after(minutes: float) -> None:
+    """Send this process its own SIGTERM when so many minutes are over (0: never, not any more).
+
+    So a limit of time ends work as a cluster's does: a training saves, all goes on when the same
+    command is run again, and the exit code is 143. Raises UserError for a negative number.
+    """
+    if minutes < 0:
+        raise UserError(f"minutes {minutes:g} is negative")
+
+    def over(signum: int, frame: object) -> None:
+        os.write(2, b"the time is up; the same command goes on\n")  # print could be interrupted
+        signal.raise_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+
+
 def _complain(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()

@@ -9,6 +9,7 @@ import signal
 import struct
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from pidm_core.files import (
     ENVIRONMENT,
     INTERNAL,
     INTERRUPTED,
+    TERMINATED,
     USAGE,
     UserError,
     encode_jpeg,
@@ -308,6 +310,31 @@ def test_errors_become_one_line_and_an_exit_code(
     shown = capsys.readouterr().err
     assert shown.startswith(line)
     assert shown.count("\n") == 1
+
+
+def test_a_limit_of_time_is_a_sigterm_of_ones_own_that_can_be_taken_back(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["tool"])
+
+    def main(_: list[str] | None) -> int:
+        files.stop_after(1e-4)
+        files.stop_after(0)
+        time.sleep(0.05)  # nothing happens
+        files.stop_after(1e-4)
+        time.sleep(60)
+        return DONE
+
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as leaving:
+            files.run(main)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert leaving.value.code == TERMINATED
+    assert capfd.readouterr().err == "the time is up; the same command goes on\n"
+    with pytest.raises(UserError, match="minutes -1 is negative"):
+        files.stop_after(-1)
 
 
 def test_debug_shows_the_traceback_and_success_is_silent(

@@ -8,8 +8,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pidm_core import DONE, SKIPPED, UserError, parse, run
+from pidm_core import DONE, SKIPPED, UserError, parse, run, stop_after
 from pidm_core.config import AblationTable, ImageTable
+from pidm_core.options import narrowed
 from pidm_reid.config import ReidTable
 
 EXAMPLE = "python tools/reproduce_table.py reid --config configs/demo.yaml"
@@ -19,8 +20,10 @@ ABLATION_EXAMPLE = "python tools/reproduce_table.py ablation --config configs/to
 
 @dataclass(frozen=True)
 class Options(ReidTable):
-    """A table, and whether to make it."""
+    """A table, and whether and how long to make it."""
 
+    minutes: float = 0.0
+    """Stop after so many minutes, as SIGTERM does; the cell in hand begins anew (0: no limit)."""
     dry_run: bool = False
     """Say which cells would be done and what they cost, and stop."""
 
@@ -58,18 +61,20 @@ def reid(argv: list[str]) -> int:
     """Do the unfinished cells, print each, and write the table."""
     tool = "reproduce_table reid"
     options = parse(Options, argv, prog=tool, description=__doc__, example=EXAMPLE)
+    stop_after(options.minutes)
 
     from pidm_reid.experiment import cells, draw_sheet, outlook, run_table
     from pidm_reid.report import write_table_report
     from pidm_reid.table import markdown, write_table
 
+    table = narrowed(ReidTable, options)
     if options.dry_run:
-        print("\n".join(outlook(options)))
+        print("\n".join(outlook(table)))
         return DONE
-    folder = Path(options.results) / options.name
+    folder = Path(table.results) / table.name
     left_out: dict[str, None] = {}
-    number, seconds, begin = len(cells(options)), [0.0], time.monotonic()
-    for done, (cell, result, new) in enumerate(run_table(options), 1):
+    number, seconds, begin = len(cells(table)), [0.0], time.monotonic()
+    for done, (cell, result, new) in enumerate(run_table(table), 1):
         print(f"{cell.row}, {cell.ratio:.0%}, seed {cell.seed}" + ("" if new else " (done before)"))
         print(f"mAP: {result['mAP']:.1%}")
         for k in (1, 5, 10):
@@ -78,13 +83,13 @@ def reid(argv: list[str]) -> int:
             queries = result["counts"]["queries"]
             print(f"{unmatched:,} of {queries:,} queries have no match and count in no figure")
         left_out.update(dict.fromkeys(result["left_out"]))
-        write_table(folder, published=options.published)
+        write_table(folder, published=table.published)
         seconds += [time.monotonic() - begin] * new
         begin = time.monotonic()
         left = (number - done) * sum(seconds) / max(1, len(seconds) - 1)
         print(f"{done} of {number} cells, about {left / 60:.0f} minutes left", flush=True)
-    print(markdown(write_table(folder, published=options.published)), end="")
-    sheet, page = draw_sheet(options), write_table_report(folder, published=options.published)
+    print(markdown(write_table(folder, published=table.published)), end="")
+    sheet, page = draw_sheet(table), write_table_report(folder, published=table.published)
     print(f"-> {page}, table.md, table.csv, table.json" + (", sheet.png" if sheet else ""))
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)

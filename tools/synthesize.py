@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pidm_core import DONE, SKIPPED, Sampling, UserError, parse, run
+from pidm_core import DONE, SKIPPED, Sampling, UserError, parse, run, stop_after
 from pidm_reid.config import PlanPolicy
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class Options(Sampling, PlanPolicy):
     """Leave out the metadata that say of each image that it is generated; the manifest stays."""
     copy: bool = False
     """Copy the real images instead of linking to them."""
+    minutes: float = 0.0
+    """Stop after so many minutes, as SIGTERM does (0: no limit)."""
     dry_run: bool = False
     """Say what would be done and what it would cost, and stop."""
 
@@ -63,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         example="python tools/synthesize.py --ratio 0.4",
     )
+    stop_after(options.minutes)
     shard, fill_to = _shard(options.shard), _fill_to(options.fill_to)
     policy = PlanPolicy(options.pose_policy, options.same_scale, options.source_policy)
     if options.import_from and policy != PlanPolicy():

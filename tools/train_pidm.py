@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pidm_core import DONE, PIDMConfig, parse, run
+from pidm_core import DONE, PIDMConfig, parse, run, stop_after
 from pidm_core.options import narrowed
 
 
@@ -19,12 +19,14 @@ class Options(PIDMConfig):
 
     out: str = ""
     """Run folder (default: runs/ and the name of the data folder)."""
+    minutes: float = 0.0
+    """Stop and save after so many minutes, as SIGTERM does (0: no limit)."""
     dry_run: bool = False
     """Print pairs, parameters and steps, and stop."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train until the configured number of steps is reached or a signal asks to stop."""
+    """Train until the configured number of steps is reached, or a signal or --minutes stops it."""
     options = parse(
         Options,
         argv,
@@ -32,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         example="python tools/train_pidm.py --config configs/market1501_small.yaml --data data",
     )
+    stop_after(options.minutes)
     config = narrowed(PIDMConfig, options)
     folder = Path(options.out or f"runs/{Path(config.data).name}")
 

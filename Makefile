@@ -3,17 +3,19 @@
 # make results the tables of docs/results.md on drawn people; results-quick: a slice in 20 minutes
 # make slow    the tests that take minutes or much memory
 # make test-faults   N kills, full disks, bad inputs of each kind, and a table
+# make paper   the paper's network and Table 3: eight GPUs, a week; WEIGHTS=FILE: ImageNet's, if elsewhere
 # make bundled trains the bundled model again (docs/results.md says how the present one was made)
 # SCRATCH=1 demo: PIDM from nothing.  PY=python3 SETUP=0: an interpreter as it is.
 SETUP ?= 1
 PY ?= .venv/bin/python
 SCRATCH ?= 0
 N ?= 20
+WEIGHTS ?= $(HOME)/.cache/torch/hub/checkpoints/resnet50-19c8e357.pth
 
 # Without bytecode files every tool would compile torch's Python again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup generator demo results results-quick test test-faults slow check bundled
+.PHONY: setup generator demo results results-quick test test-faults slow check bundled paper
 ifeq ($(SETUP),1)
 READY = .venv/ready
 endif
@@ -80,7 +82,11 @@ check: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m mypy --strict pidm_core pidm_reid tools
 
+paper: $(READY) $(WEIGHTS)
+	$(PY) -m accelerate.commands.launch tools/train_pidm.py --config configs/market1501.yaml --out runs/paper
+	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501.yaml --name paper --run runs/paper --folders data/paper --ratios 0.2,0.4,0.6,0.8,1.0 --rows Standard,Standard-same-steps,PIDM-paper --student.weights $(WEIGHTS)
+
 bundled: $(READY)
 	$(PY) tools/make_toy_market.py --out data/toy_pretrain --seed 1 --train-people pretrain --test-people development --train-identities 3000 --train-images 12000
 	OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone --nproc-per-node 2 tools/train_pidm.py --config configs/toy_market.yaml --out runs/toy_pretrain
-	$(PY) -c "from pathlib import Path; from pidm_core.checkpoint import bundle; print(bundle(Path('runs/toy_pretrain'), 'toy_market'))"
+	$(PY) -c "from pathlib import Path; from pidm_core.checkpoint import ASSETS, bundle; print(bundle(Path('runs/toy_pretrain'), ASSETS / 'toy_market'))"

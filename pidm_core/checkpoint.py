@@ -36,7 +36,6 @@ from pidm_core.folders import (
     remove_folder,
     sync,
     whole_folder,
-    write_manifest,
 )
 from pidm_core.model import PIDM
 from pidm_core.options import from_dict, load_config, to_dict
@@ -168,17 +167,20 @@ def save_model(
         write_bytes(new / "README.md", card.encode())
 
 
-def bundle(run: Path, name: str) -> Path:
-    """Put a run's model among the bundled ones: weights in bfloat16, its settings and its log."""
+def bundle(run: Path, folder: Path) -> Path:
+    """Write a run's model to be carried: weights in bfloat16, its settings and its log.
+
+    The folder, which is returned, is there whole or not at all and does where a run folder does.
+    """
     config = load_config(PIDMConfig, run / "config.yaml")
     model, *_ = load_model(run / "model")
     card = (run / "model" / "README.md").read_text()
-    save_model(ASSETS / name, model.state_dict(), config, card=card, dtype=torch.bfloat16)
-    for file in ("config.yaml", "env.json", "metrics.jsonl", "seen.json", "student.json"):
-        if (run / file).is_file():  # only students have a student.json
-            write_bytes(ASSETS / name / file, (run / file).read_bytes())
-    write_manifest(ASSETS / name)
-    return ASSETS / name
+    with whole_folder(folder, 0) as new:
+        save_model(new, model.state_dict(), config, card=card, dtype=torch.bfloat16)
+        for file in ("config.yaml", "env.json", "metrics.jsonl", "seen.json", "student.json"):
+            if (run / file).is_file():  # only students have a student.json
+                write_bytes(new / file, (run / file).read_bytes())
+    return folder
 
 
 def find_model(name: str | Path) -> Path:

@@ -19,7 +19,7 @@ ARROWS = {
     "pidm_core": {
         "files": "", "config": "", "options": "", "keypoints": "", "hardware": "",
         "image_metrics": "",
-        "folders": "", "image_names": "", "verify": "folders seen",
+        "folders": "", "packs": "data folders", "image_names": "", "verify": "folders seen",
         "model": "", "diffusion": "", "progress": "", "feature_metrics": "",
         "weight_files": "",
         "feature_networks": "checkpoint hardware weight_files",
@@ -84,8 +84,8 @@ ARROWS = {
 }  # fmt: skip
 LONG = [
     "compare_models", "distill", "evaluate_images", "extract_poses", "make_toy_market",
-    "probe_generator", "render_pairs", "reproduce_table", "select_images", "synthesize",
-    "train_pidm", "train_reid",
+    "probe_generator", "render_pairs", "reproduce_table", "select_images", "slot",
+    "synthesize", "train_pidm", "train_reid",
 ]  # fmt: skip
 ROOMS = [(package, room) for package, rooms in ARROWS.items() for room in sorted(rooms)]
 

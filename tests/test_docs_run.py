@@ -26,6 +26,7 @@ PAGES = {  # and what a page expects to be there
     "README.md": (),
     "docs/getting_started.md": (),
     "docs/own_people.md": (),
+    "docs/slots.md": (),
     "docs/images.md": (TRAINED,),
     "docs/frameworks.md": (TRAINED,),
 }
@@ -85,6 +86,7 @@ def sandbox(drawn_people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(estimator, "load_estimator", lambda weights: estimate)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))  # where a tool finds another
     return tmp_path
 
 

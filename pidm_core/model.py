@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pidm_core import winograd
 from pidm_core.config import ModelConfig
 
 POSE_CHANNELS = 20
@@ -44,6 +45,12 @@ class PIDM(nn.Module):
         encodes = config.texture != "input"
         self.encoder = TextureEncoder(config, recompute) if encodes else None  # H_E
         self.denoiser = NoisePredictor(config, recompute)  # H_N
+
+    def freeze(self) -> None:
+        """The weights are to stay: what is fastest for them may be kept beside them."""
+        for module in self.modules():
+            if isinstance(module, Conv):
+                module.frozen = True
 
     def encode(self, x_s: Tensor) -> list[Tensor]:
         """F_s, one feature map for every layer of H_E; x_s (B, 3, H, W) in [-1, 1].
@@ -284,7 +291,7 @@ class TextureConcatBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = GroupNorm(channels)
-        self.W = zeroed(nn.Conv2d(2 * channels, channels, 3, padding=1))
+        self.W = zeroed(Conv(2 * channels, channels, 3, padding=1))
 
     def prepare(self, f_s: Tensor) -> Style:
         """The feature map as it is."""
@@ -331,12 +338,12 @@ class ResBlock(nn.Module):
         super().__init__()
         self.resize = 0.5 if down else 2.0 if up else 1.0
         self.norm_1 = GroupNorm(before)
-        self.conv_1 = nn.Conv2d(before, after, 3, padding=1)
+        self.conv_1 = Conv(before, after, 3, padding=1)
         self.emb = nn.Linear(4 * config.channels, 2 * after) if time else None
         self.norm_2 = GroupNorm(after)
         self.dropout = nn.Dropout(config.dropout)
-        self.conv_2 = zeroed(nn.Conv2d(after, after, 3, padding=1))
-        self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
+        self.conv_2 = zeroed(Conv(after, after, 3, padding=1))
+        self.skip = Conv(before, after, 1) if before != after else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         h = self.conv_1(self._resized(F.silu(self.norm_1(x))))
@@ -359,21 +366,15 @@ class ResBlock(nn.Module):
         """forward(cat([h, *divided(x)], 1), emb), what concerns x alone computed undivided."""
         width = h.shape[1]
         aside = F.silu(self.norm_1.part(x, width))
-        assert isinstance(self.skip, nn.Conv2d)
-        first, last = divided(_part(self.conv_1, aside, width), _part(self.skip, x, width))
-        first = first + _part(self.conv_1, F.silu(self.norm_1.part(h)))
-        return last + _part(self.skip, h) + self._second(first, emb)
+        assert isinstance(self.skip, Conv)
+        first, last = divided(self.conv_1.part(aside, width), self.skip.part(x, width))
+        first = first + self.conv_1.part(F.silu(self.norm_1.part(h)))
+        return last + self.skip.part(h) + self._second(first, emb)
 
     def _resized(self, x: Tensor) -> Tensor:
         if self.resize == 0.5:
             return F.avg_pool2d(x, 2)
         return F.interpolate(x, scale_factor=2.0) if self.resize == 2.0 else x
-
-
-def _part(conv: nn.Conv2d, x: Tensor, first: int = 0) -> Tensor:
-    """What the channels x, the ones from `first` on, contribute to a convolution of more."""
-    weight = conv.weight[:, first : first + x.shape[1]]
-    return F.conv2d(x, weight, None if first else conv.bias, padding=conv.padding)
 
 
 # ---------------------------------------------------------------- the plan of the levels
@@ -462,6 +463,43 @@ def zeroed(conv: nn.Conv2d) -> nn.Conv2d:
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     return conv
+
+
+class Conv(nn.Conv2d):
+    """A convolution that adds up from parts; once frozen, by Winograd's way where that pays."""
+
+    frozen = False
+    _kept: tuple[Tensor, int, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x) if self._winograd(x) else super().forward(x)
+
+    def part(self, x: Tensor, first: int = 0) -> Tensor:
+        """What the channels x, the ones from `first` on, contribute to a convolution of more."""
+        end, bias = first + x.shape[1], None if first else self.bias
+        if self._winograd(x):
+            return winograd.convolved(x, self._filters()[:, first:end], bias)
+        return F.conv2d(x, self.weight[:, first:end], bias, padding=self.padding)
+
+    def _winograd(self, x: Tensor) -> bool:
+        if torch.is_grad_enabled():  # the weight may soon change; fused Adam counts no version
+            self._kept = None
+        return self.frozen and self.kernel_size == (3, 3) and winograd.pays(x, self.out_channels)
+
+    def _filters(self) -> Tensor:
+        """The transformed weight, made again should the weight have changed after all.
+
+        An alias of the old weight is kept, so that no other can have its address.
+        """
+        weight = self.weight
+        version = 0 if weight.is_inference() else weight._version
+        if self._kept is not None:
+            alias, before, filters = self._kept
+            if alias.data_ptr() == weight.data_ptr() and before == version:
+                return filters
+        filters = winograd.filters(weight.detach())
+        self._kept = weight.detach(), version, filters
+        return filters
 
 
 class GroupNorm(nn.Module):

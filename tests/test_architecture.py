@@ -20,7 +20,7 @@ ARROWS = {
         "files": "", "config": "", "options": "", "keypoints": "", "hardware": "",
         "image_metrics": "",
         "folders": "", "packs": "data folders", "image_names": "", "verify": "folders seen",
-        "model": "", "diffusion": "", "progress": "", "feature_metrics": "",
+        "winograd": "", "model": "winograd", "diffusion": "", "progress": "", "feature_metrics": "",
         "weight_files": "",
         "feature_networks": "checkpoint hardware weight_files",
         "evaluation":

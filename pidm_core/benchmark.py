@@ -115,6 +115,7 @@ def ours(
     model: PIDM, diffusion: Diffusion, given: Conditions, guidance: Guidance, placement: Placement
 ) -> Denoise:
     """Guided noise as the pipeline computes it; `model` must be on `placement`."""
+    model.freeze()
     texture = model.encode(placement.tensor(given.x_s))
     return guided(
         model, diffusion, x_p=placement.tensor(given.x_p), texture=texture, guidance=guidance,
@@ -159,6 +160,7 @@ def generation(config: ModelConfig, settings: SampleConfig) -> float:
     """Seconds to generate one image, its source's features included."""
     placement, count = place(), settings.batch_size
     given, model = conditions(config, count, placement.device), placement.module(network(config))
+    model.freeze()
     diffusion = Diffusion(DiffusionConfig())
 
     def act() -> Tensor:

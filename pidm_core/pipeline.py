@@ -46,6 +46,7 @@ class PIDMPipeline:
     ) -> None:
         self.placement = placement or place()
         self.model = self.placement.module(model).eval()
+        self.model.freeze()
         self.diffusion = Diffusion(diffusion)
         self.settings = settings or SampleConfig()
         self.fingerprint = fingerprint

@@ -202,6 +202,8 @@ class Sampling:
     """Guidance weight of the style (default: the model's own)."""
     interval: tuple[float, float] | None = None
     """Shares of the steps between which guidance acts (default: the model's own)."""
+    batch_size: int | None = None
+    """Images denoised together; what memory allows (default: the model's own)."""
 
     def changes(self) -> dict[str, Any]:
         """What was given, by the names of SampleConfig."""

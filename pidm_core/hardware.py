@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import TypeVar
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 
 from pidm_core.config import Precision
+from pidm_core.files import ENVIRONMENT, UserError
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -74,6 +77,18 @@ def fast_bf16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     can = torch.cpu.get_capabilities()
     return bool(can.get("amx_bf16") or can.get("avx512_bf16"))
+
+
+@contextmanager
+def names_memory(advice: str) -> Iterator[None]:
+    """UserError (ENVIRONMENT) with `advice` where the memory of device or host does not suffice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and "tried to allocate" not in str(error):  # the CPU's has no type of its own
+            raise
+        raise UserError(f"out of memory; {advice}", ENVIRONMENT) from error
 
 
 @cache

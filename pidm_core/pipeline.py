@@ -17,7 +17,7 @@ from pidm_core.checkpoint import find_model, load_model
 from pidm_core.config import DiffusionConfig, SampleConfig
 from pidm_core.diffusion import Diffusion, Step, sample_images, unstyled
 from pidm_core.files import UserError, load_image
-from pidm_core.hardware import Placement, place, to_uint8
+from pidm_core.hardware import Placement, names_memory, place, to_uint8
 from pidm_core.model import PIDM, POSE_CHANNELS
 from pidm_core.options import to_dict
 from pidm_core.pose import pose_map
@@ -239,7 +239,8 @@ class PIDMPipeline:
         for start in range(0, count, size):
             rows = list(range(start, min(start + size, count)))
             padding = [start + i % len(rows) for i in range(size - len(rows))]
-            parts.append(batch(rows + padding)[: len(rows)])
+            with names_memory(f"draw fewer than {size} images at once (--batch-size)"):
+                parts.append(batch(rows + padding)[: len(rows)])
         return np.concatenate(parts)
 
     def _denoise(

@@ -199,7 +199,7 @@ class Studio:
             _say_all(say, drawn.images)
 
     def _pipe(self, wish: Draw, say: Say, *, batch_size: int = 1) -> PIDMPipeline:
-        pipe = self.pipe.with_settings(**wish.changes(), batch_size=batch_size)
+        pipe = self.pipe.with_settings(**{**wish.changes(), "batch_size": batch_size})
 
         def watch(step: Step) -> None:
             say(

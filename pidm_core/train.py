@@ -41,7 +41,7 @@ from pidm_core.files import (
     write_json,
 )
 from pidm_core.folders import clear_leftovers, only_writer
-from pidm_core.hardware import Placement, place, to_uint8
+from pidm_core.hardware import Placement, names_memory, place, to_uint8
 from pidm_core.model import PIDM
 from pidm_core.options import load_config, save_config, to_dict
 from pidm_core.pose import pose_map
@@ -61,6 +61,10 @@ HARMLESS = (
 )
 GRID_ROWS = 8
 JUDGED_IMAGES = 256
+MEMORY = (
+    "run the same command again with --train.recompute, or train in another folder with a lower "
+    "--train.batch-size"
+)
 
 
 Loss = Callable[[PIDM, Diffusion, PIDMConfig], nn.Module]
@@ -113,7 +117,7 @@ def train(
     whose loss is not finite (BAD_DATA), and where memory does not suffice (ENVIRONMENT).
     """
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    with ExitStack() as held, _names_memory(run):
+    with ExitStack() as held, names_memory(MEMORY):
         _on_the_first(accelerator, lambda: held.enter_context(_alone(run)))
         yield from _train(config, run, accelerator, loss or HybridLoss, about)
 
@@ -484,22 +488,6 @@ def _no_finite_loss(run: Path, times: int, step: int, saved: int) -> UserError:
         f"{saved}; lower train.lr{advice}",
         BAD_DATA,
     )
-
-
-@contextmanager
-def _names_memory(run: Path) -> Iterator[None]:
-    """Say which setting to lower where the memory of device or host does not suffice."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and "tried to allocate" not in str(error):  # the CPU's has no type of its own
-            raise
-        raise UserError(
-            f"{run}: out of memory; run the same command again with --train.recompute, or train in "
-            "another folder with a lower --train.batch-size",
-            ENVIRONMENT,
-        ) from error
 
 
 @contextmanager

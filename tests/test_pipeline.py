@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import TINY
 
-from pidm_core import UserError
+from pidm_core import ENVIRONMENT, UserError
 from pidm_core.config import DiffusionConfig, SampleConfig
 from pidm_core.diffusion import Step
 from pidm_core.hardware import place, to_uint8
@@ -208,3 +208,16 @@ def test_no_source_and_no_pose_are_the_all_zeros_conditions(pipe: PIDMPipeline) 
             y = step.y
     expected = (y.clamp(-1, 1) * 127.5 + 127.5).permute(0, 2, 3, 1).numpy()
     assert np.abs(drawn["neither"] - expected).max() <= 1
+
+
+def test_too_little_memory_names_the_setting(
+    pipe: PIDMPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(pipe.model, "encode", full)
+    sources, keypoints = people(1)
+    with pytest.raises(UserError, match=r"fewer than 4 images at once \(--batch-size\)") as error:
+        pipe.render(sources, keypoints, [1])
+    assert error.value.code == ENVIRONMENT

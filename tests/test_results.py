@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pidm_core import read_json
-from pidm_reid.table import comma_separated, load_lines, markdown
+from pidm_reid.table import comma_separated, load_lines, markdown, read_table
 
 DOCS = Path(__file__).parent.parent / "docs"
+README = (DOCS.parent / "README.md").read_text()
 TABLES = sorted(DOCS.glob("results/*/table.json"))
 PRINTED = re.compile(r"<!-- (results/\w+/table\.md) -->\n\n((?:\|.*\n)+)")
 
@@ -21,7 +21,11 @@ def test_the_files_of_a_table_hold_the_same_figures(path: Path) -> None:
     assert lines
     assert path.with_name("table.md").read_text() == markdown(lines)
     assert path.with_name("table.csv").read_text() == comma_separated(lines)
-    assert len(read_json(path)) == len(lines)
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.parent.name)
+def test_a_table_follows_from_its_cells(path: Path) -> None:
+    assert load_lines(path) == read_table(path.parent)
 
 
 def test_the_text_prints_every_published_table() -> None:
@@ -31,3 +35,33 @@ def test_the_text_prints_every_published_table() -> None:
     for name, block in printed.items():
         figures = (DOCS / name).read_text().split("\n\n")[0] + "\n"
         assert block == figures, f"{name} has changed: copy its first table into results.md"
+
+
+README_ROWS = {
+    "real images, same steps": "Standard-same-steps",
+    "the same with random erasing": "Standard-same-steps-erasing",
+    "PIDM images": "PIDM-strict",
+    "PIDM images, selected": "PIDM-strict-selection",
+    "PIDM images, as in the paper": "PIDM-paper",
+}
+
+
+def test_the_readme_prints_the_published_figures() -> None:
+    lines = {
+        (line.name, line.ratio): line for line in load_lines(DOCS / "results/reid_toy/table.json")
+    }
+
+    def shown(row: str, ratio: float) -> str:
+        line = lines[row, ratio]
+        if row.startswith("Standard"):
+            return f"{line.mean['mAP']:.1f}"
+        assert line.gain is not None
+        assert line.interval is not None
+        low, high = line.interval
+        return f"{line.mean['mAP']:.1f}, **{line.gain:+.1f} [{low:+.1f}, {high:+.1f}]**"
+
+    table = re.findall(r"^\| ([^|]+) \|[^|]*\| ([^|]+) \| ([^|]+) \|$", README, re.MULTILINE)
+    printed = {text: tuple(cells) for text, *cells in table if text in README_ROWS}
+    assert printed == {
+        text: (shown(row, 0.2), shown(row, 0.4)) for text, row in README_ROWS.items()
+    }

@@ -298,8 +298,8 @@ class Bench:
             if row.selected:
                 todo = self._taken_over(cell, todo, generator)
             render_rest(todo, work, generator, out, label=f"synthesize {out}")
-        if row.selected:
-            self._select(cell, work, out)
+            if row.selected:
+                self._select(cell, work, out)
         made = folder.read_augmented(out)
         images = made.train_folder
         if row.fresh:

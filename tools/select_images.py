@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     if not 0 < options.keep <= 1:
         raise UserError(f"keep {options.keep:g} is not between 0 and 1")
 
-    from pidm_reid import finetune, folder, scoring
+    from pidm_reid import finetune, folder, lease, scoring
 
     source = Path(options.augmented)
     if options.dry_run:
@@ -54,15 +54,16 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{passes:,} training image passes before, about {hours:.1f} hours here")
         return DONE
     out = Path(options.out or f"{str(source).rstrip('/')}_selected")
-    choices = scoring.select_folder(
-        source,
-        out,
-        keypoints=Path(options.keypoints) if options.keypoints else None,
-        keep=options.keep,
-        student=options,
-        config=options.selection,
-        seed=options.seed,
-    )
+    with lease.hold(out):
+        choices = scoring.select_folder(
+            source,
+            out,
+            keypoints=Path(options.keypoints) if options.keypoints else None,
+            keep=options.keep,
+            student=options,
+            config=options.selection,
+            seed=options.seed,
+        )
     kept = [choice for choice in choices if choice.kept]
     print(f"{out}: {len(kept):,} of {len(choices):,} generated images kept; of all of them")
     for reason in ("another person", "near copy"):

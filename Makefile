@@ -51,19 +51,22 @@ demo: generator
 
 REID = $(PY) tools/reproduce_table.py reid --config configs/reid_toy.yaml
 
-# Rows of one changed setting: what the plan chooses, how many images, how they are trained on,
-# and a strict generator that began with random weights.
+# Rows of one changed setting: what the plan chooses, how many images, how they are trained on, a
+# strict generator that began with random weights, and the bundled model as it is.
 VARIANTS = PIDM-strict-balanced=plan.pose_policy=balanced,PIDM-strict-scale=plan.same_scale=1.2
 VARIANTS := $(VARIANTS),PIDM-strict-cameras=plan.source_policy=cameras
 VARIANTS := $(VARIANTS),PIDM-strict-x1=per_image=1,PIDM-strict-x2=per_image=2,PIDM-strict-x8=per_image=8
 VARIANTS := $(VARIANTS),PIDM-strict-half=policy.half_real=true,PIDM-strict-last=policy.real_last=0.2
 VARIANTS := $(VARIANTS),PIDM-strict-scratch=strict=configs/toy_strict_scratch.yaml
+VARIANTS := $(VARIANTS),PIDM-teacher=run=toy_market
+LARGE = --name reid_toy_128 --student.height 128 --student.width 64
 
 results: generator
 	$(REID)
-	$(REID) --ratios 0.2 --seeds 0,1,2 --rows Standard,Standard-same-steps,PIDM-strict --variants $(VARIANTS)
+	$(REID) --ratios 0.2 --seeds 0,1,2 --rows Standard,Standard-same-steps,PIDM-strict,PIDM-strict-fly --variants $(VARIANTS)
+	$(REID) $(LARGE) --ratios 0.2 --seeds 0 --rows Standard,Standard-same-steps,PIDM-strict
 	$(PY) tools/reproduce_table.py ablation --config configs/toy_ablation.yaml
-	$(PY) tools/report.py results/reid_toy --publish docs/results
+	$(PY) tools/report.py results/reid_toy results/reid_toy_128 --publish docs/results
 
 results-quick: generator
 	$(REID) --ratios 0.2 --seeds 0 --rows Standard,Standard-same-steps,PIDM-strict

@@ -15,12 +15,12 @@ import numpy as np
 from pidm_core import feature_metrics as distances
 from pidm_core import feature_networks as networks
 from pidm_core.config import ImageSettings
+from pidm_core.data import list_names
 from pidm_core.datasets import list_images
 from pidm_core.feature_networks import Extractor, Perceptual
 from pidm_core.files import (
     BAD_DATA,
     ENVIRONMENT,
-    IMAGE_SUFFIXES,
     UserError,
     load_array,
     load_image,
@@ -85,10 +85,10 @@ class Judges:
 def image_files(folder: str | Path) -> list[Path]:
     """The images (.jpg, .png) of a folder, by name; UserError (BAD_DATA) if there is none."""
     folder = _folder(folder)
-    files = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
-    if not files:
+    names, _ = list_names(folder)
+    if not names:
         raise UserError(f"{folder}: no images (.jpg or .png) in it", BAD_DATA)
-    return sorted(files)
+    return [folder / name for name in names]
 
 
 def images_below(folder: str | Path) -> list[Path]:

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from pidm_core.data import list_names
 from pidm_core.files import (
     BAD_DATA,
-    IMAGE_SUFFIXES,
     UserError,
     encode_png,
     load_image,
@@ -215,8 +215,8 @@ def _images(folder: Path) -> dict[str, Path]:
     """The images of a folder by name without ending, sorted."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder", BAD_DATA)
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
-    return {path.stem: path for path in sorted(paths) if not path.name.startswith(".")}
+    names, _ = list_names(folder)
+    return {Path(name).stem: folder / name for name in names}
 
 
 def _fair(images: Mapping[str, Path]) -> dict[str, Path]:

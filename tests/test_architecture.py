@@ -24,7 +24,7 @@ ARROWS = {
         "weight_files": "",
         "feature_networks": "checkpoint hardware weight_files",
         "evaluation":
-            "datasets feature_metrics feature_networks image_metrics image_names progress",
+            "data datasets feature_metrics feature_networks image_metrics image_names progress",
         "image_table": "evaluation keypoints pose",
         "pair_images": "data datasets keypoints pipeline",
         "ablation": "datasets pair_images pipeline train",
@@ -47,7 +47,7 @@ ARROWS = {
         "toy_market": "keypoints toy_people toy_render toy_scenes",
         "garments": "keypoints",
         "benchmark": "diffusion hardware model state train",
-        "user_study": "image_names keypoints pose",
+        "user_study": "data image_names keypoints pose",
         "studio": "datasets diffusion hardware keypoints pipeline pose",
         "doctor":
             "checkpoint data datasets estimator feature_networks hardware keypoints weight_files",

@@ -76,6 +76,10 @@ def publish(table: Path, home: Path, *, published: bool | None = None) -> Path:
 
 
 def _series(lines: Sequence[Line]) -> list[Series]:
+    """A line for each row; where there are several ratios, of rows that were done at several."""
+    ratios = {name: {x.ratio for x in lines if x.name == name} for name in {x.name for x in lines}}
+    if any(len(own) > 1 for own in ratios.values()):
+        lines = [line for line in lines if len(ratios[line.name]) > 1]
     styles: dict[str, int] = {}
     for line in lines:
         styles.setdefault(line.name, len(styles))

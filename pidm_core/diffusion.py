@@ -321,6 +321,12 @@ def unstyled(model: Network, like: Tensor) -> list[tuple[Tensor, ...]]:
     return model.prepare(model.encode(like.new_zeros((1, 3, *like.shape[2:]))))
 
 
+def guided_steps(interval: tuple[float, float], steps: int) -> tuple[int, int]:
+    """The first step with guidance, and the first after it without, of shares of all steps."""
+    first, end = (round(share * steps) for share in interval)
+    return first, end
+
+
 def guided(
     model: Network,
     diffusion: Diffusion,
@@ -389,7 +395,7 @@ def sample_images(
             w_p=settings.w_p, w_s=settings.w_s, absent=absent,
         )  # fmt: skip
 
-    first, end = (round(share * settings.steps) for share in settings.interval)
+    first, end = guided_steps(settings.interval, settings.steps)
     inside = denoiser(settings.guidance) if first < end else None
     outside = denoiser("none") if end - first < settings.steps else None
     turns = iter([inside if first <= i < end else outside for i in range(settings.steps)])

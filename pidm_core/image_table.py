@@ -249,7 +249,6 @@ def _tile_width(truth: np.ndarray) -> int:
 
 def _tile(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """The image at the grid's height and the truth's aspect, with a white edge."""
-
     shown = resized(image, (_GRID_HEIGHT_PX, _tile_width(truth)))
     edge = ((0, _GRID_GAP_PX), (0, _GRID_GAP_PX), (0, 0))
     return np.pad(shown, edge, constant_values=255)

@@ -21,7 +21,7 @@ from PIL import Image, ImageFilter
 
 from pidm_core.config import Guidance, SampleConfig
 from pidm_core.data import Record, make_pairs, read_market1501
-from pidm_core.diffusion import guidance_terms
+from pidm_core.diffusion import guidance_terms, guided_steps
 from pidm_core.files import UserError, load_image, read_json
 from pidm_core.garments import colour_error
 from pidm_core.image_metrics import SSIM_256_SIGMA, ssim
@@ -288,7 +288,7 @@ class Setting:
     @property
     def evaluations(self) -> int:
         """Network evaluations for each image."""
-        first, end = (round(share * self.steps) for share in self.interval)
+        first, end = guided_steps(self.interval, self.steps)
         guided = len(guidance_terms(self.guidance, self.w_p, self.w_s))
         return self.steps + (end - first) * (guided - 1)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pidm_core import write_bytes
+from pidm_core import read_json, write_bytes
 from pidm_reid import page
 from pidm_reid.page import Series, escape, paragraph
 from pidm_reid.table import (
@@ -68,8 +69,11 @@ def publish(table: Path, home: Path, *, published: bool | None = None) -> Path:
     """
     lines = write_table(table, published=published)
     out = home / table.resolve().name
-    for path in (*(table / name for name in TABLE_FILES), *table.glob("*/result.json")):
-        write_bytes(out / path.relative_to(table), path.read_bytes())
+    for name in TABLE_FILES:
+        write_bytes(out / name, (table / name).read_bytes())
+    for path in table.glob("*/result.json"):  # a line each: read by programs, seldom by people
+        cell = json.dumps(read_json(path), separators=(",", ":"), ensure_ascii=False)
+        write_bytes(out / path.relative_to(table), f"{cell}\n".encode())
     if len({line.ratio for line in lines}) > 1:
         write_bytes(out / "plot.png", page.plot_file(_series(lines), **AXES))
     return out

@@ -274,6 +274,18 @@ def test_sha256_of_bytes_and_files(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- leaving a tool
 
 
+def left(main: Callable[[list[str] | None], int]) -> int:
+    """The exit code that `run` leaves with; the handler of SIGTERM is as before."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as leaving:
+            files.run(main)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    code: int = leaving.value.code
+    return code
+
+
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
@@ -300,13 +312,7 @@ def test_errors_become_one_line_and_an_exit_code(
         raise error
 
     monkeypatch.setattr(sys, "argv", ["tool"])
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as leaving:
-            files.run(main)
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-    assert leaving.value.code == code
+    assert left(main) == code
     shown = capsys.readouterr().err
     assert shown.startswith(line)
     assert shown.count("\n") == 1
@@ -325,13 +331,7 @@ def test_a_limit_of_time_is_a_sigterm_of_ones_own_that_can_be_taken_back(
         time.sleep(60)
         return DONE
 
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as leaving:
-            files.run(main)
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-    assert leaving.value.code == TERMINATED
+    assert left(main) == TERMINATED
     assert capfd.readouterr().err == "the time is up; the same command goes on\n"
     with pytest.raises(UserError, match="minutes -1 is negative"):
         files.stop_after(-1)

@@ -27,8 +27,8 @@ from pidm_core import (
 from pidm_core.config import SampleConfig, TrainConfig
 from pidm_core.packs import unpack
 from pidm_core.state import State
+from pidm_reid.bench import Bench
 from pidm_reid.config import ReidTable, Stage, StudentConfig
-from pidm_reid.experiment import Bench
 
 ROOT = Path(__file__).parents[1]
 STEPS = 5

@@ -321,25 +321,38 @@ class Report:
         )
 
 
-def measure(*, quick: bool, bf16: bool) -> Iterator[Report]:
-    """The bundled model's network and, unless `quick`, the paper's."""
-    networks: list[tuple[str, ModelConfig, Sequence[int], int]] = [
-        ("small (the bundled model's)", load_config(PIDMConfig, BUNDLED).model, (1, 16), 16),
-        ("paper", ModelConfig(), (1, 4, 8), 4),
+@dataclass(frozen=True)
+class Measured:
+    """A network that is measured, and the batches in which."""
+
+    what: str
+    config: ModelConfig
+    batches: tuple[int, ...]
+    trained: int
+
+    def __str__(self) -> str:
+        size = "x".join(map(str, self.config.size))
+        factors = ", ".join(map(str, self.config.texture_factors))
+        return f"{self.what}: {size}, texture blocks at factors {factors}"
+
+
+def networks(*, quick: bool) -> list[Measured]:
+    """The bundled model's and, unless `quick`, the paper's."""
+    bundled = load_config(PIDMConfig, BUNDLED).model
+    small = Measured("small (the bundled model's)", bundled, (1, 16), 16)
+    return [small] if quick else [small, Measured("paper", ModelConfig(), (1, 4, 8), 4)]
+
+
+def measure(network: Measured, *, bf16: bool) -> Report:
+    """Sampling with every guidance at every batch size, and training."""
+    config = network.config
+    steps = [
+        row
+        for guidance in GUIDANCES
+        for row in sampling(config, guidance=guidance, batches=network.batches, bf16=bf16)
     ]
-    for name, config, batches, trained in networks[: 1 if quick else 2]:
-        factors = ", ".join(map(str, config.texture_factors))
-        steps = [
-            row
-            for guidance in GUIDANCES
-            for row in sampling(config, guidance=guidance, batches=batches, bf16=bf16)
-        ]
-        yield Report(
-            f"{name}: {config.size[0]}x{config.size[1]}, texture blocks at factors {factors}",
-            steps,
-            list(training(config, batch=trained)),
-            (kept_bytes(config, recompute=False), kept_bytes(config, recompute=True)),
-        )
+    kept = kept_bytes(config, recompute=False), kept_bytes(config, recompute=True)
+    return Report(str(network), steps, list(training(config, batch=network.trained)), kept)
 
 
 def convolution_rates(*, bf16: bool) -> dict[str, float]:

@@ -65,10 +65,12 @@ class Converted:
     parameters: int
 
 
-def convert(checkpoint: Path, run: Path, *, size: tuple[int, int] = SIZE) -> Converted:
+def convert(
+    checkpoint: Path, run: Path, *, size: tuple[int, int] = SIZE, dry_run: bool = False
+) -> Converted:
     """Write the run folder (config.yaml, model/) of the authors' checkpoint.
 
-    size: height and width that it was trained on.
+    size: height and width that it was trained on. A dry run reads and checks, and writes nothing.
     Raises UserError for a folder that holds a training run, and (BAD_DATA) for any other file than
     the authors' checkpoint.
     """
@@ -77,8 +79,9 @@ def convert(checkpoint: Path, run: Path, *, size: tuple[int, int] = SIZE) -> Con
     part, state, other_parts = read_checkpoint(checkpoint)
     config = PIDMConfig(data="data/deepfashion", model=structure(state, size), sample=SAMPLE)
     model = from_state_dict(state, config.model, name=str(checkpoint))
-    save_model(run / "model", model.state_dict(), config, card=_card(part, size))
-    save_config(config, run / "config.yaml")
+    if not dry_run:
+        save_model(run / "model", model.state_dict(), config, card=_card(part, size))
+        save_config(config, run / "config.yaml")
     parameters = sum(p.numel() for p in model.parameters())
     return Converted(part, other_parts, unused(state), parameters)
 

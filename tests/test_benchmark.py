@@ -14,6 +14,7 @@ from pidm_core.benchmark import Row
 from pidm_core.config import DiffusionConfig, Guidance
 from pidm_core.diffusion import Diffusion, guidance_terms
 from pidm_core.hardware import Placement
+from tools import benchmark as tool
 
 
 @pytest.mark.parametrize("guidance", ["style", "dcf", "chain"])
@@ -75,3 +76,14 @@ def test_the_table_leaves_out_what_was_not_measured() -> None:
     first, second = text.splitlines()[1:]
     assert first.split() == ["a", "500.0", "ms"]
     assert second.split() == ["b", "250.0", "ms", "2.00", "3e-06", "0.100"]
+
+
+def test_it_says_what_it_would_measure(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool.main(["--dry-run"]) == 0
+    hardware, small, paper = capsys.readouterr().out.splitlines()
+    assert f"torch {torch.__version__}" in hardware
+    assert small.startswith("small (the bundled model's): 64x32, ")
+    assert paper == (
+        "paper: 128x64, texture blocks at factors 8, 16, 32; "
+        "guidance style, dcf, chain in batches of 1, 4, 8"
+    )

@@ -483,6 +483,7 @@ def test_make_pairs_writes_what_the_training_reads(
     keypoints = ["--keypoints", str(tmp_path / "fasion-resize-annotation-train.csv")]
     with pytest.raises(UserError, match=r"pairs-train\.csv: exists already.* --out "):
         make_pairs.main(keypoints)
+    assert make_pairs.main([*keypoints, "--out", str(listed), "--dry-run"]) == 0
     assert listed.read_bytes() == published
     assert make_pairs.main([*keypoints, "--out", str(listed)]) == 0
     assert "DeepFashion: 8 train pairs instead of the published 101,966" in caplog.text

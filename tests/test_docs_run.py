@@ -1,5 +1,6 @@
 """The commands of README and docs run, in their order: on a handful of drawn people, with the
-configuration files of the repository made small.
+configuration files of the repository made small. Each is asked first what it would do, and must
+then leave everything as it is. docs/results.md names the hardware that its commands ran on.
 """
 
 from __future__ import annotations
@@ -29,14 +30,19 @@ PAGES = {  # and what a page expects to be there
     "docs/slots.md": (),
     "docs/images.md": (TRAINED,),
     "docs/frameworks.md": (TRAINED,),
+    "docs/experiment.md": (TRAINED,),
+    "docs/paper.md": (),
 }
+READERS = ("doctor", "verify")
 ELSEWHERE = {  # what other tests run, or two machines
+    "convert_official": "test_official",
     "make": "test_readme and the demo itself",
     "accelerate": "test_train",
     "studio": "test_studio",
     "export": "a line for another framework",
     "ln": "a line for another framework",
 }
+PLACEHOLDER = re.compile(r"\b(DIR|FILE|FOLDER)\b")
 MODEL = {
     "size": [32, 16], "patch": 2, "channels": 32, "channel_mults": [1, 2], "blocks_per_level": 1,
     "texture_factors": [2, 4],
@@ -61,6 +67,8 @@ def small(settings: dict[str, Any]) -> dict[str, Any]:
         settings["model"] = settings["model"] if pretrained else MODEL
         settings["train"] |= TRAIN
         settings["sample"] = {**settings.get("sample", {}), "steps": 1}
+    if "teacher" in settings:
+        settings["train"] |= TRAIN
     if "rows" in settings:
         settings |= {"ratios": settings["ratios"][:1], "seeds": [0], "student": STUDENT}
         settings["selection"] = {"network": STAGE}
@@ -69,8 +77,8 @@ def small(settings: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def sandbox(drawn_people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A clone whose configurations are small, with drawn people in Market-1501's place."""
-    for place in ("market1501", "gallery"):
+    """A clone whose configurations are small, with drawn people in the place of its data sets."""
+    for place in ("market1501", "gallery", "toy_tiny", "toy_market"):
         shutil.copytree(drawn_people, tmp_path / "data" / place)
     (tmp_path / "data/gallery/market-annotation-train.csv").unlink()
     write_bytes(tmp_path / "weights/model.safetensors", b"read by nobody")
@@ -91,11 +99,17 @@ def sandbox(drawn_people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def documented(page: str, home: Path) -> list[list[str]]:
-    """The command lines in a page's shell blocks, as words."""
+    """The command lines in a page's shell blocks and prose, as words."""
     text = (ROOT / page).read_text().replace("\\\n", " ").replace("/path/to", str(home / "data"))
-    blocks = re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
-    lines = [line for kind, block in blocks if kind == "bash" for line in block.splitlines()]
+    code = re.findall(r"```(\w*)\n(.*?)```|`(python tools/[^`\n]+)`", text, re.DOTALL)
+    blocks = [block if kind == "bash" else prose for kind, block, prose in code]
+    lines = [line for block in blocks for line in block.splitlines()]
     return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def files(home: Path) -> dict[Path, int]:
+    """All files, and when each was written."""
+    return {path: path.lstat().st_mtime_ns for path in home.rglob("*") if not path.is_dir()}
 
 
 @pytest.mark.usefixtures("small_network")
@@ -107,10 +121,18 @@ def test_the_commands_of_a_page_run(
     for words in [*map(shlex.split, PAGES[page]), *documented(page, sandbox)]:
         if words[0] in ELSEWHERE or Path(words[1]).stem in ELSEWHERE:
             continue
+        if PLACEHOLDER.search(" ".join(words)):
+            continue
         assert words[0] == "python", words
         tool = Path(words[1]).stem
         main = importlib.import_module(f"tools.{tool}").main
-        code = main([*words[2:], *shlex.split(LESS.get(tool, ""))])
+        command = [*words[2:], *shlex.split(LESS.get(tool, ""))]
+        if tool not in READERS and command[0] != "score":
+            before = files(sandbox)
+            assert main([*command, "--dry-run"]) in (DONE, SKIPPED), words
+            assert capsys.readouterr().out.strip(), words
+            assert files(sandbox) == before, words
+        code = main(command)
         printed = capsys.readouterr()
         assert code in (DONE, SKIPPED), (words, printed.err)
         assert printed.out.strip(), words

@@ -52,12 +52,19 @@ def test_an_edit_keeps_what_lies_below_the_trunk(
 
 
 def test_an_interpolation_shows_its_ends_and_frames(
-    model: str, people: tuple[str, str, str], tmp_path: Path
+    model: str,
+    people: tuple[str, str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     a, b, table = people
     out = tmp_path / "strip.png"
     options = ["--run", model, "--style", a, "--to", b, "--keypoints", table, "--frames", "3"]
-    assert main(["interpolate", *options, "--steps", "2", "--out", str(out)]) == 0
+    command = ["interpolate", *options, "--steps", "2", "--out", str(out)]
+    assert main([*command, "--dry-run"]) == 0
+    assert capsys.readouterr().out == f"{out}: 3 images of 32x16 to draw, 2 steps each\n"
+    assert not out.exists()
+    assert main(command) == 0
     strip = load_image(out)
     assert strip.shape == (32, 5 * 16, 3)
     for given, shown in ((a, strip[:, :16]), (b, strip[:, -16:])):

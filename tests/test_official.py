@@ -253,7 +253,11 @@ def test_the_tool_makes_a_run_folder(
     plain = {name: torch.zeros_like(value) for name, value in state.items()}
     path = checkpoint(tmp_path / "last.pt", plain, ema={**state, **dead})
     out = tmp_path / "runs" / "official"
-    assert convert("--checkpoint", path, "--out", out, "--size", "64,32") == 0
+    command = ("--checkpoint", path, "--out", out, "--size", "64,32")
+    assert convert(*command, "--dry-run") == 0
+    assert f"{path}: took 'ema', " in capsys.readouterr().out
+    assert not out.exists()
+    assert convert(*command) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith(f"{path}: took 'ema', ")
     assert said[1] == ("left out, never used by the network: encoder.time_embed (64), qkv (12,288)")

@@ -96,6 +96,8 @@ def made(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     given = {"real": train, "generated": people / "PIDM", "sources": train, "truth": train}
     given |= {"keypoints": joints, "out": folder / "study.html"}
     flags = [text for name, value in given.items() for text in (f"--{name}", value)]
+    assert tool("build", *others, *flags, "--dry-run") == DONE
+    assert not any(folder.iterdir())
     assert tool("build", *others, *flags) == DONE
     return folder
 

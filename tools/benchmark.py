@@ -17,6 +17,8 @@ class Options:
     """Measure bf16 as well where the hardware does not multiply it."""
     json: str = ""
     """File for the figures."""
+    dry_run: bool = False
+    """Say what would be measured, and stop."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,11 +31,18 @@ def main(argv: list[str] | None = None) -> int:
 
     placement = place()
     bf16 = options.bf16 or fast_bf16(placement.device)
-    machine, rates = benchmark.hardware(placement), benchmark.convolution_rates(bf16=bf16)
+    machine, networks = benchmark.hardware(placement), benchmark.networks(quick=options.quick)
     print(machine)
+    if options.dry_run:
+        for network in networks:
+            batches = ", ".join(map(str, network.batches))
+            print(f"{network}; guidance {', '.join(benchmark.GUIDANCES)} in batches of {batches}")
+        return DONE
+    rates = benchmark.convolution_rates(bf16=bf16)
     print("3x3 convolution:", ", ".join(f"{k} {v:.3f} TFLOP/s" for k, v in rates.items()))
     reports = []
-    for report in benchmark.measure(quick=options.quick, bf16=bf16):
+    for network in networks:
+        report = benchmark.measure(network, bf16=bf16)
         print(f"\n{report.text()}", flush=True)
         reports.append(asdict(report))
     shares = on_the_fly(quick=options.quick)

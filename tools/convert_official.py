@@ -21,6 +21,8 @@ class Options:
     """Run folder."""
     size: tuple[int, int] = (256, 256)
     """Height and width in pixels that it was trained on; the file does not say."""
+    dry_run: bool = False
+    """Read and check the file, say what would be taken, and stop."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,13 +39,18 @@ def main(argv: list[str] | None = None) -> int:
 
     from pidm_core.official import convert
 
-    done = convert(Path(options.checkpoint), Path(options.out), size=options.size)
+    done = convert(
+        Path(options.checkpoint), Path(options.out), size=options.size, dry_run=options.dry_run
+    )
     print(f"{options.checkpoint}: took '{done.part}', {done.parameters / 1e6:.2f} M parameters")
     if done.unused:
         kinds = ", ".join(f"{kind} ({count:,})" for kind, count in done.unused.items())
         print(f"left out, never used by the network: {kinds}")
     if done.other_parts:
         print(f"left out, other parts of the file: {', '.join(done.other_parts)}")
+    if options.dry_run:
+        print(f"{options.out}: nothing was written")
+        return DONE
     print(
         f"{options.out}: converted. "
         f"Next: python tools/synthesize.py --run {options.out} --data data/market1501 --ratio 0.4"

@@ -23,10 +23,12 @@ class Options:
     """Seed of the choice of people."""
     copy: bool = False
     """Copy the images instead of linking to them."""
+    dry_run: bool = False
+    """Say how many images and people each part would have, and stop."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Split, link and count."""
+    """Split, count and link."""
     options = parse(
         Options,
         argv,
@@ -41,13 +43,16 @@ def main(argv: list[str] | None = None) -> int:
     if out.resolve() == Path(options.data).resolve():
         raise UserError(f"{out}: is the data set itself; give another --out")
     split = plan.development_split(folder.read_people(options.data), seed=options.seed)
-    folder.write_market1501(
-        out, train=split.train, query=split.query, gallery=split.gallery, copy=options.copy
-    )
     for subset in ("train", "query", "gallery"):
         records = getattr(split, subset)
         people = {record.pid for record in records}
         print(f"{subset:8} {len(records):6,} images of {len(people):4,} people")
+    if options.dry_run:
+        print(f"{out}: nothing was written")
+        return DONE
+    folder.write_market1501(
+        out, train=split.train, query=split.query, gallery=split.gallery, copy=options.copy
+    )
     print(f"-> {out}. Next: python tools/train_pidm.py --data {out} --config FILE")
     return DONE
 

@@ -7,6 +7,7 @@ Images are named by path; their joints are looked up by file name in the keypoin
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from pidm_core import PIDMPipeline
+    from pidm_core.pipeline import Output
 
 EXAMPLE = (
     "python tools/edit_image.py appearance --style A.jpg --reference B.jpg --mask upper "
@@ -38,6 +40,8 @@ class Common(Sampling):
     """Picture to write: the images given, then what was drawn."""
     seed: int = 0
     """Seed of the noise."""
+    dry_run: bool = False
+    """Read the images and joints, say what would be drawn, and stop."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,16 @@ class Interpolate(Common):
     """Images from the one to the other."""
 
 
+@dataclass(frozen=True)
+class Edit:
+    """What stands in the strip: images given, images still to draw, images given."""
+
+    before: list[np.ndarray]
+    draw: Callable[[], Output]
+    count: int
+    after: list[np.ndarray]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Edit, write one picture strip, and say where it is."""
     argv = sys.argv[1:] if argv is None else argv
@@ -100,34 +114,35 @@ def main(argv: list[str] | None = None) -> int:
 
     pipe = PIDMPipeline.from_pretrained(options.run).with_settings(**options.changes())
     if isinstance(options, Draw):
-        images = _draw(pipe, options)
+        edit = _draw(pipe, options)
     elif isinstance(options, Appearance):
-        images = _appearance(pipe, options)
+        edit = _appearance(pipe, options)
     else:
         assert isinstance(options, Interpolate)
-        images = _interpolate(pipe, options)
-    strip = np.concatenate(list(images), axis=1)
+        edit = _interpolate(pipe, options)
+    if options.dry_run:
+        size, steps = "x".join(map(str, pipe.size)), pipe.settings.steps
+        print(f"{options.out}: {edit.count} images of {size} to draw, {steps} steps each")
+        return DONE
+    images = [*edit.before, *edit.draw().images, *edit.after]
+    strip = np.concatenate(images, axis=1)
     write_bytes(options.out, encode_png(strip, generated=True))
     print(f"{options.out}: {len(images)} images side by side. The same by hand:")
     print(f"  python tools/studio.py --run {options.run}")
     return DONE
 
 
-def _draw(pipe: PIDMPipeline, options: Draw) -> np.ndarray:
+def _draw(pipe: PIDMPipeline, options: Draw) -> Edit:
     """The style image and the pose's, where given, and the drawn ones."""
-    import numpy as np
-
     given = [_image(pipe, path, "") for path in (options.style, options.pose) if path]
     joints = _joints(pipe, options.keypoints, options.pose)[None] if options.pose else None
     seeds = range(options.seed, options.seed + options.count)
-    drawn = pipe(given[0] if options.style else None, joints, seeds=seeds)
-    return np.concatenate([*(image[None] for image in given), drawn.images])
+    style = given[0] if options.style else None
+    return Edit(given, lambda: pipe(style, joints, seeds=seeds), options.count, [])
 
 
-def _appearance(pipe: PIDMPipeline, options: Appearance) -> np.ndarray:
+def _appearance(pipe: PIDMPipeline, options: Appearance) -> Edit:
     """Style, reference and the edited image."""
-    import numpy as np
-
     from pidm_core.garments import garment_box
 
     style, reference = (
@@ -139,22 +154,25 @@ def _appearance(pipe: PIDMPipeline, options: Appearance) -> np.ndarray:
         mask = garment_box(joints, options.mask, pipe.size)
     else:
         mask = _image(pipe, options.mask, "mask").mean(2) > 127
-    edited = pipe.edit_appearance(
-        style, reference, mask, joints, soften=options.soften, seeds=[options.seed]
-    )
-    return np.concatenate([style[None], reference[None], edited.images])
+
+    def draw() -> Output:
+        return pipe.edit_appearance(
+            style, reference, mask, joints, soften=options.soften, seeds=[options.seed]
+        )
+
+    return Edit([style, reference], draw, 1, [])
 
 
-def _interpolate(pipe: PIDMPipeline, options: Interpolate) -> np.ndarray:
+def _interpolate(pipe: PIDMPipeline, options: Interpolate) -> Edit:
     """The first person, the frames, the second person."""
-    import numpy as np
-
     a, b = _image(pipe, options.style, "style"), _image(pipe, options.to, "to")
     joints = _joints(pipe, options.keypoints, options.pose or options.style)
-    between = pipe.interpolate_style(
-        a, b, joints, options.frames, seeds=(options.seed, options.seed + 1)
-    )
-    return np.concatenate([a[None], between.images, b[None]])
+
+    def draw() -> Output:
+        seeds = (options.seed, options.seed + 1)
+        return pipe.interpolate_style(a, b, joints, options.frames, seeds=seeds)
+
+    return Edit([a], draw, options.frames, [b])
 
 
 def _image(pipe: PIDMPipeline, path: str, flag: str) -> np.ndarray:

@@ -26,6 +26,8 @@ class Options:
     """So many pairs, drawn as PATN draws them (0 = all)."""
     seed: int = 0
     """Seed of the drawing."""
+    dry_run: bool = False
+    """Say how many pairs there would be, and stop."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,9 +58,14 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(
             f"{source}: no person has two images with both shoulders and both hips", BAD_DATA
         )
-    write_pairs(out, pairs)
+    if not options.dry_run:
+        write_pairs(out, pairs)
     compare_with_published(keypoints, len(pairs), split=split)
-    print(f"{out}: {len(pairs):,} pairs of {len(keypoints):,} images. Next:")
+    counted = f"{out}: {len(pairs):,} pairs of {len(keypoints):,} images"
+    if options.dry_run:
+        print(f"{counted}; nothing was written")
+        return DONE
+    print(f"{counted}. Next:")
     tool = "render_pairs.py" if split == "test" else "train_pidm.py --config FILE"
     print(f"  python tools/{tool} --data {source.parent} --keypoints {source} --pairs {out}")
     return DONE

@@ -25,6 +25,8 @@ class Options:
     """Folder to which tables and their cells are copied as well, such as docs/results."""
     found: str = ""
     """Keypoint file of an augmented folder's generated images (tools/extract_poses.py)."""
+    dry_run: bool = False
+    """Say which pages would be written, and stop."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,19 +43,24 @@ def main(argv: list[str] | None = None) -> int:
 
     found = read_keypoints(options.found) if options.found else {}
     for folder in map(Path, options.folders):
-        if is_augmented(folder):
-            keypoints = Path(options.keypoints) if options.keypoints else None
-            path = write_folder_report(folder, keypoints=keypoints, found=found)
-        elif next(folder.glob("*/result.json"), None):
-            path = write_table_report(folder, published=options.published)
-            if options.publish:
-                print(f"-> {publish(folder, Path(options.publish), published=options.published)}")
-        else:
+        augmented = is_augmented(folder)
+        if not (augmented or next(folder.glob("*/result.json"), None)):
             raise UserError(
                 f"{folder}: neither an augmented folder (split.json) nor that of a table "
                 "(result.json files in its folders)",
                 BAD_DATA,
             )
+        if options.dry_run:
+            kind = "an augmented folder" if augmented else "a table"
+            print(f"{folder / 'report.html'}: would show {kind}")
+            continue
+        if augmented:
+            keypoints = Path(options.keypoints) if options.keypoints else None
+            path = write_folder_report(folder, keypoints=keypoints, found=found)
+        else:
+            path = write_table_report(folder, published=options.published)
+            if options.publish:
+                print(f"-> {publish(folder, Path(options.publish), published=options.published)}")
         print(f"-> {path}")
     return DONE
 

@@ -32,6 +32,8 @@ class Build:
     """The page; its key goes beside it as study_key.json and is not for raters."""
     seed: int = 0
     """Seed of the choice of images and of their order."""
+    dry_run: bool = False
+    """Choose the images, say what the page would ask, and stop."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,13 @@ def build(argv: list[str]) -> int:
         keypoints=keypoints,
         seed=options.seed,
     )
-    path = write_study(page, key, Path(options.out))
     compared = f"{SETS} sets of {', '.join(methods)}" if key.sets else "no sets (no --set NAME=DIR)"
-    print(f"{options.out}: {IMAGES} real and {IMAGES} generated images, {compared}; for raters")
+    asked = f"{options.out}: {IMAGES} real and {IMAGES} generated images, {compared}"
+    if options.dry_run:
+        print(f"{asked}; nothing was written")
+        return DONE
+    path = write_study(page, key, Path(options.out))
+    print(f"{asked}; for raters")
     print(f"{path}: what is what; not for raters. When answers are back:")
     print(f"  python tools/user_study.py score --key {path} ANSWERS.json…")
     return DONE

@@ -330,15 +330,20 @@ class Succession:
         out.mkdir()
         recipes = self.recipes(epoch)
         slots = {recipe.file_name: slot for slot, recipe in recipes.items()}
+
+        def keep(files: synthesize.Files) -> list[dict[str, Any]]:
+            for recipe, data in files:  # unsynced: after a crash all is made anew
+                (out / slots[recipe.file_name]).write_bytes(data)
+            entries = [synthesize.ledger_entry(recipe, generator, data) for recipe, data in files]
+            return [
+                {**entry, "slot": slots[entry["file_name"]], "epoch": epoch} for entry in entries
+            ]
+
         entries = []
-        for batch in synthesize.draw(list(recipes.values()), self.work, generator):
+        for batch in synthesize.draw(list(recipes.values()), self.work, generator, keep):
             if not wanted():
                 raise EOFError
-            for recipe, data in batch:
-                slot = slots[recipe.file_name]
-                (out / slot).write_bytes(data)  # unsynced: after a crash all is made anew
-                entry = synthesize.ledger_entry(recipe, generator, data)
-                entries.append({**entry, "slot": slot, "epoch": epoch})
+            entries += batch
         return entries, time.perf_counter() - begin
 
 

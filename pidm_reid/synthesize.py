@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -41,6 +42,9 @@ from pidm_reid.plan import Recipe, Recipes
 Render = Callable[[np.ndarray, np.ndarray, list[int]], np.ndarray]
 """sources uint8 (B, H, W, 3), keypoints float32 (B, 18, 2) px of the output frame, seeds ->
 uint8 (B, H, W, 3)"""
+Files = list[tuple[Recipe, bytes]]
+"""Recipes with their JPEG files."""
+T = TypeVar("T")
 
 BROKEN_LIMIT, BROKEN_ALWAYS_ALLOWED = 0.05, 10
 
@@ -215,25 +219,41 @@ def synthesize(
     shard: that of `start`; each part keeps a ledger of its own.
     """
     train = out / folder.BASE / folder.TRAIN
-    for images in draw(todo, work, generator):
-        entries = []
-        for recipe, data in images:
+
+    def keep(files: Files) -> int:
+        for recipe, data in files:
             write_bytes(train / recipe.file_name, data)
-            entries.append(ledger_entry(recipe, generator, data))
+        entries = [ledger_entry(recipe, generator, data) for recipe, data in files]
         folder.append_ledger(folder.ledger_of(out, shard), entries)
-        yield len(entries)
+        return len(entries)
+
+    yield from draw(todo, work, generator, keep)
 
 
 def draw(
-    recipes: Sequence[Recipe], work: Work, generator: Generator
-) -> Iterator[list[tuple[Recipe, bytes]]]:
-    """Each recipe with its JPEG file, a batch at a time."""
-    sizes = _FrameSizes(work.real)
-    for first in range(0, len(recipes), generator.batch_size):
-        batch = recipes[first : first + generator.batch_size]
-        images = render_batch(batch, work, generator, sizes=sizes)
+    recipes: Sequence[Recipe], work: Work, generator: Generator, keep: Callable[[Files], T]
+) -> Iterator[T]:
+    """What `keep` returns for each batch of recipes with their JPEG files.
+
+    A batch is encoded and kept in a second thread while the next one is drawn: a GPU would wait
+    for the disk. Whoever stops early loses no drawn image.
+    """
+
+    def finish(batch: Sequence[Recipe], images: np.ndarray) -> T:
         files = [encode_jpeg(image, generated=generator.mark) for image in images]
-        yield list(zip(batch, files, strict=True))
+        return keep(list(zip(batch, files, strict=True)))
+
+    sizes = _FrameSizes(work.real)
+    before: Future[T] | None = None
+    with ThreadPoolExecutor(1) as second:
+        for first in range(0, len(recipes), generator.batch_size):
+            batch = recipes[first : first + generator.batch_size]
+            images = render_batch(batch, work, generator, sizes=sizes)
+            kept = [before.result()] if before else []
+            before = second.submit(finish, batch, images)  # before the yield, which may be the last
+            yield from kept
+        if before:
+            yield before.result()
 
 
 def start(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -123,9 +125,34 @@ def test_interrupted_run_goes_on_to_the_same_bytes(
     batches.close()
     with (tmp_path / "broken/manifest.jsonl").open("ab") as file:
         file.write(b'{"file_name": "torn')
-    assert render_all(work, tmp_path / "broken") == 18 - 4 * after
+    assert render_all(work, tmp_path / "broken") == 18 - 4 * (after + 1)  # one was drawn ahead
     assert files(tmp_path / "broken") == files(tmp_path / "straight")
     assert render_all(work, tmp_path / "broken") == 0
+
+
+def test_a_batch_is_kept_while_the_next_is_drawn(market: Path) -> None:
+    work, second_drawn, batches = planned(market), threading.Event(), []
+
+    def render(sources: np.ndarray, keypoints: np.ndarray, seeds: list[int]) -> np.ndarray:
+        batches.append(seeds)
+        if len(batches) == 2:
+            second_drawn.set()
+        return sources
+
+    def keep(files: synthesize.Files) -> int:
+        assert second_drawn.wait(20)  # for ever, if one came after the other
+        return len(files)
+
+    generator = dataclasses.replace(TINT, render=render)
+    assert list(synthesize.draw(work.recipes, work, generator, keep)) == [4, 4, 4, 4, 2]
+
+
+def test_what_cannot_be_kept_ends_the_drawing(market: Path) -> None:
+    def keep(files: synthesize.Files) -> int:
+        raise OSError(errno.ENOSPC, "no space")
+
+    with pytest.raises(OSError, match="no space"):
+        list(synthesize.draw(planned(market).recipes, planned(market), TINT, keep))
 
 
 def test_changed_or_lost_image_is_made_anew(market: Path, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def _subset_folder(root: Path, subset: str) -> Path:
                 return root / folder / name
     raise UserError(
         f"{root}: no folder '{subset}' in it, nor in its market1501 or Market-1501-v15.09.15; "
-        "give the folder that holds the Market-1501 layout",
+        "give the folder that holds the Market-1501 layout (docs/getting_started.md shows it)",
         BAD_DATA,
     )
 

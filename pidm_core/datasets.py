@@ -93,7 +93,10 @@ def read_people(
     """
     root = Path(root)
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; give the one that holds the images", BAD_DATA)
+        raise UserError(
+            f"{root}: no such folder; give the one that holds the images (docs/getting_started.md)",
+            BAD_DATA,
+        )
     if folder := _fashion_folder(root, split):
         return _read_fashion(root, folder, split, keypoints, pairs)
     if has_market1501(root, f"bounding_box_{split}") or not (keypoints and pairs):
@@ -162,7 +165,10 @@ def pose_images(root: str | Path) -> list[Record]:
     """
     root = Path(root)
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; give the one that holds the images", BAD_DATA)
+        raise UserError(
+            f"{root}: no such folder; give the one that holds the images (docs/getting_started.md)",
+            BAD_DATA,
+        )
     if folder := _fashion_folder(root, "train"):
         return list_images(folder)
     return read_market1501(root) if has_market1501(root) else list_images(root)

@@ -249,14 +249,15 @@ def parse(
         if "(default" not in text:
             text = f"{text} (default: {_show(default)})"
         options: dict[str, Any] = {"dest": path, "help": text}
-        if default is None and typing.get_origin(kind) is types.UnionType:  # X | None
+        if default is None and typing.get_origin(kind) in (
+            types.UnionType,
+            typing.Union,
+        ):  # X | None
             kind = next(arg for arg in typing.get_args(kind) if arg is not type(None))
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
-        elif typing.get_origin(kind) is Literal:
-            options["metavar"] = "{" + ",".join(map(str, typing.get_args(kind))) + "}"
         else:
-            options["metavar"] = getattr(kind, "__name__", "value").upper()
+            options["metavar"] = _metavar(kind)
             if Ellipsis in typing.get_args(kind):
                 options["action"] = _Extend
         parser.add_argument(flag, **options)
@@ -276,6 +277,16 @@ def parse(
     for path, value in values.items():
         _put(tree, path.split("."), value)
     return from_dict(cls, tree)
+
+
+def _metavar(kind: Any) -> str:
+    """How a value is written, for --help."""
+    parts = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        return "{" + ",".join(map(str, parts)) + "}"
+    if typing.get_origin(kind) is tuple:
+        return ",".join("..." if part is Ellipsis else _metavar(part) for part in parts)
+    return getattr(kind, "__name__", "value").upper()
 
 
 def _flags(

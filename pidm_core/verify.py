@@ -24,7 +24,12 @@ def verify(folder: str | Path) -> list[str]:
         return _run(folder)
     if (folder / MANIFEST).is_file():
         return faults(folder)  # a checkpoint, or a model that lost its config.json
-    raise UserError(f"{folder}: neither a run folder nor a model folder", BAD_DATA)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder", BAD_DATA)
+    raise UserError(
+        f"{folder}: neither a run folder nor a model folder, and no augmented folder either",
+        BAD_DATA,
+    )
 
 
 def _run(run: Path) -> list[str]:

@@ -95,7 +95,7 @@ def test_one_model_draws_from_style_and_pose_either_or_neither(
 @pytest.mark.parametrize(
     ("options", "words", "code"),
     [
-        (["paint"], "'paint' is none of draw, appearance, interpolate", 2),
+        (["paint"], "begin with draw, appearance or interpolate, not 'paint'", 2),
         (["appearance"], "--style IMAGE is missing", 2),
     ],
 )
@@ -117,3 +117,22 @@ def test_a_picture_without_joints_is_refused(
     with pytest.raises(UserError, match=r"holds no joints of stranger.jpg") as caught:
         main(["appearance", *options])
     assert caught.value.code == BAD_DATA
+
+
+def test_the_keypoint_file_beside_the_images_is_found(
+    model: str, people: tuple[str, str, str], tmp_path: Path
+) -> None:
+    a, _, table = people
+    strips = []
+    for given in ([], ["--keypoints", table]):
+        out = tmp_path / f"{len(given)}.png"
+        command = ["draw", "--run", model, "--pose", a, "--steps", "1", "--count", "1"]
+        assert main([*command, *given, "--out", str(out)]) == 0
+        strips.append(load_image(out))
+    assert np.array_equal(*strips)
+
+
+def test_a_misspelt_mask_is_named(model: str, people: tuple[str, str, str]) -> None:
+    a, b, _ = people
+    with pytest.raises(UserError, match="mask 'uper' is neither upper nor lower"):
+        main(["appearance", "--run", model, "--style", a, "--reference", b, "--mask", "uper"])

@@ -395,7 +395,7 @@ def test_the_tool_sees_which_kind_of_folder_it_is(
     ("arguments", "code", "message"),
     [
         ([], USAGE, "name a folder"),
-        (["nowhere"], BAD_DATA, "nowhere: neither an augmented folder"),
+        (["nowhere"], BAD_DATA, "nowhere: no such folder"),
         (["x", "--found", "no.csv"], BAD_DATA, "no.csv: no such file"),
     ],
 )

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from pidm_core import DONE, UserError, parse, run
 
+FEW = 100
+
 
 @dataclass(frozen=True)
 class Options:
@@ -47,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
         records = getattr(split, subset)
         people = {record.pid for record in records}
         print(f"{subset:8} {len(records):6,} images of {len(people):4,} people")
+    if len(split.query) < FEW:
+        print(f"{len(split.query)} queries say little: a choice needs some hundred")
     if options.dry_run:
         print(f"{out}: nothing was written")
         return DONE

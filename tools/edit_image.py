@@ -2,6 +2,7 @@
 `appearance` redraws a region in another's style, `interpolate` goes from one style to another.
 
 Images are named by path; their joints are looked up by file name in the keypoint file.
+`draw --help` and `interpolate --help` show the options of these two.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Common(Sampling):
     style: str = ""
     """Image whose appearance is taken; of an interpolation the first."""
     keypoints: str = ""
-    """Keypoint file with the joints of the pose's image."""
+    """Keypoint file with the joints of the pose's image (default: the one beside the images)."""
     out: str = "edited.png"
     """Picture to write: the images given, then what was drawn."""
     seed: int = 0
@@ -104,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         "interpolate": Interpolate,
     }
     if kind not in kinds:
-        raise UserError(f"'{kind}' is none of {', '.join(kinds)} (example: {EXAMPLE})")
+        raise UserError(f"begin with draw, appearance or interpolate, not '{kind}' ({EXAMPLE})")
     tool = f"edit_image {kind}"
     options = parse(kinds[kind], rest, prog=tool, description=__doc__, example=EXAMPLE)
 
@@ -153,6 +154,8 @@ def _appearance(pipe: PIDMPipeline, options: Appearance) -> Edit:
     if options.mask in ("upper", "lower"):
         mask = garment_box(joints, options.mask, pipe.size)
     else:
+        if not Path(options.mask).is_file():
+            raise UserError(f"mask '{options.mask}' is neither upper nor lower nor an image file")
         mask = _image(pipe, options.mask, "mask").mean(2) > 127
 
     def draw() -> Output:
@@ -186,13 +189,12 @@ def _image(pipe: PIDMPipeline, path: str, flag: str) -> np.ndarray:
 
 def _joints(pipe: PIDMPipeline, file: str, path: str) -> np.ndarray:
     """The joints (18, 2) of an image, in px of the model's size."""
-    from pidm_core import load_image, read_keypoints, rescale
+    from pidm_core import find_keypoints, load_image, read_keypoints, rescale
 
-    if not file:
-        raise UserError("--keypoints FILE is missing")
-    table, name = read_keypoints(file), Path(path).name
+    folder, name = Path(path).parent, Path(path).name
+    table = read_keypoints(file or find_keypoints(folder.parent, folder.name))
     if name not in table:
-        raise UserError(f"{file}: holds no joints of {name}", BAD_DATA)
+        raise UserError(f"{file or 'the keypoint file'}: holds no joints of {name}", BAD_DATA)
     return rescale(table[name], load_image(path).shape[:2], pipe.size)
 
 

@@ -15,7 +15,7 @@ class Options:
     """What to draw."""
 
     preset: Literal["tiny", "demo", "full"] = "demo"
-    """How much: tiny (tests), demo (2,325 images), full (Market-1501's own counts)."""
+    """How much: tiny (tests), demo (2,425 images), full (Market-1501's own counts)."""
     out: str = "data/toy_market"
     """Folder that gets market1501/."""
     seed: int = 0

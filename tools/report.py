@@ -43,6 +43,12 @@ def main(argv: list[str] | None = None) -> int:
 
     found = read_keypoints(options.found) if options.found else {}
     for folder in map(Path, options.folders):
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder}: no such folder; tools/synthesize.py makes augmented folders, "
+                "tools/reproduce_table.py those of tables",
+                BAD_DATA,
+            )
         augmented = is_augmented(folder)
         if not (augmented or next(folder.glob("*/result.json"), None)):
             raise UserError(

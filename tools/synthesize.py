@@ -46,8 +46,8 @@ class Options(Sampling, PlanPolicy):
     """Seed of the choice of images, of the plan and of the noise."""
     shard: str = ""
     """Part K/N of the work (default: all of it; of several launched processes: one part each)."""
-    no_mark: bool = False
-    """Leave out the metadata that say of each image that it is generated; the manifest stays."""
+    mark: bool = True
+    """Say of each image in its metadata that it is generated; the manifest says so anyway."""
     copy: bool = False
     """Copy the real images instead of linking to them."""
     minutes: float = 0.0
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
         left_out += _import(options, work, out, real=contents.named())
     else:
         saw = leaks.generator_saw(model, contents, real=work.split["real"])
-        generator = generators.pidm(model, sampling=options, saw=saw, mark=not options.no_mark)
+        generator = generators.pidm(model, sampling=options, saw=saw, mark=options.mark)
         print(f"{data}: {work.summary()} with {model}", flush=True)
         if options.dry_run:
             print(synthesize.outlook(work, generator, out, shard=shard))
@@ -125,19 +125,30 @@ def _generate(
         todo = start(work, generator, out, shard=shard, copy=copy)
         done = render_rest(todo, work, generator, out, shard=shard, label="synthesize")
     print(f"{out}: {done:,} images generated, part {shard[0]} of {shard[1]} is complete. Next:")
-    print(f"  python tools/train_reid.py --augmented {out}")
+    print(_next(work, out))
 
 
 def _import(options: Options, work: Work, out: Path, *, real: dict[str, str]) -> list[str]:
     from pidm_reid.imported import import_images
 
-    images, mark = Path(options.import_from), not options.no_mark
-    notes = list(import_images(work, images, out, real=real, copy=options.copy, mark=mark))
+    images = Path(options.import_from)
+    notes = list(import_images(work, images, out, real=real, copy=options.copy, mark=options.mark))
     print(
         f"{out}: {notes.count(''):,} images taken over beside {len(work.real):,} real ones. Next:"
     )
-    print(f"  python tools/train_reid.py --augmented {out}")
+    print(_next(work, out))
     return [line for line in notes if line]
+
+
+def _next(work: Work, out: Path) -> str:
+    """The command that trains on the folder; of drawn people a small one, for minutes."""
+    from pidm_core import is_drawn
+
+    command = f"  python tools/train_reid.py --augmented {out}"
+    if not is_drawn(work.real[0]):
+        return command
+    short = "--standard.steps 60 --standard.warmup-steps 6 --finetune.steps 30"
+    return f"{command} --height 64 --width 32 {short} --finetune.warmup-steps 3"
 
 
 def _shard(text: str) -> tuple[int, int]:

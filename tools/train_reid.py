@@ -44,13 +44,14 @@ def main(argv: list[str] | None = None) -> int:
     from pidm_reid import finetune, folder, weights
 
     augmented = folder.read_augmented(options.augmented)
+    passes = (options.standard.steps + options.finetune.steps) * options.batch_size
     if options.dry_run:
-        passes = (options.standard.steps + options.finetune.steps) * options.batch_size
         hours = passes / finetune.measure_speed(options) / 3600
         print(f"{len(augmented.real):,} real, {len(augmented.synthetic):,} generated images")
         print(f"{passes:,} training image passes, about {hours:.1f} hours here")
         return DONE
     test = finetune.read_test(options.augmented)
+    print(f"{passes:,} training image passes; --dry-run says how long they take here", flush=True)
     real = [augmented.train_folder / name for name in augmented.real]
     synthetic = [augmented.train_folder / name for name in augmented.synthetic]
     state = None

@@ -129,7 +129,7 @@ FLAGS = (
           f"market/{next(iter(MARKET))}", says="not UTF-8 text", code=BAD_DATA),
     flags("no kind of table", "tools/reproduce_table.py", "tables", says="is not a table"),
     flags("no verb of the study", "tools/user_study.py", "make", says="neither build nor score"),
-    flags("no verb of editing", "tools/edit_image.py", "paint", says="is none of draw"),
+    flags("no verb of editing", "tools/edit_image.py", "paint", says="begin with draw"),
     flags("a table of no methods", "tools/reproduce_table.py", "images", "--real", "market",
           says="methods: at least one"),
     flags("a method that leads out", "tools/reproduce_table.py", "images", "--real", "market",

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import platform
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pidm_core import toy_market
 from pidm_core.config import (
     ASSETS,
     DiffusionConfig,
@@ -26,6 +29,8 @@ from pidm_core.config import (
     SampleConfig,
     TrainConfig,
 )
+from pidm_core.data import Pairs
+from pidm_core.datasets import read_people
 from pidm_core.diffusion import Denoise, Diffusion, guidance_terms, guided, sample_images
 from pidm_core.hardware import Placement, place
 from pidm_core.model import PIDM, POSE_CHANNELS
@@ -49,6 +54,7 @@ class Row:
     ratio: float | None = None
     difference: float | None = None  # of eps from the reference's, relative to its largest value
     rate: float | None = None  # TFLOP/s of its convolutions and products
+    share: float | None = None  # of the rate of a large convolution in that precision
 
 
 @dataclass(frozen=True)
@@ -125,23 +131,29 @@ def ours(
 
 @torch.inference_mode()
 def sampling(
-    config: ModelConfig, *, guidance: Guidance, batches: Sequence[int], bf16: bool
+    config: ModelConfig,
+    *,
+    guidance: Guidance,
+    batches: Sequence[int],
+    rates: Mapping[torch.dtype, float],
 ) -> Iterator[Row]:
-    """A guided step of the reference and ours, at each batch size, in fp32 and bf16."""
+    """A guided step of the reference and ours, at each batch size, in the precisions of `rates`."""
     diffusion, device = Diffusion(DiffusionConfig()), place().device
     plain = network(config).to(device)
     for count in batches:
         given, name = conditions(config, count, device), f"{guidance}, batch {count}"
         expected, slow, rate = _measured(reference(plain, diffusion, given, guidance), given)
-        yield Row(f"{name}: reference, fp32", slow / count, rate=rate)
-        for dtype in (torch.float32, torch.bfloat16)[: 1 + bf16]:
+        share = rate / rates[torch.float32]
+        yield Row(f"{name}: reference, fp32", slow / count, rate=rate, share=share)
+        for dtype, possible in rates.items():
             placement = Placement(device, dtype)
             model = placement.module(network(config))
             fast = ours(model, diffusion, given, guidance, placement)
             eps, seconds, rate = _measured(fast, given)
             difference = float((eps - expected).abs().max() / expected.abs().max())
             name_ours = f"{name}: ours, {_name(dtype)}"
-            yield Row(name_ours, seconds / count, slow / seconds, difference, rate)
+            times = slow / seconds
+            yield Row(name_ours, seconds / count, times, difference, rate, rate / possible)
 
 
 def convolution_rate(dtype: torch.dtype) -> float:
@@ -198,7 +210,10 @@ def generators(*, quick: bool) -> Iterator[tuple[str, float]]:
 
 
 def training(config: ModelConfig, *, batch: int) -> Iterator[Row]:
-    """A training step of a plain loop and of ours, at the precision that `place` chooses."""
+    """A training step of a plain loop and of ours, at the precision that `place` chooses.
+
+    And of ours what its loader alone takes: `ratio` is then to ours.
+    """
     options = PIDMConfig(model=config, train=TrainConfig(batch_size=batch))
     placement, diffusion = place(), Diffusion(options.diffusion)
     given = conditions(config, batch, placement.device)
@@ -233,6 +248,19 @@ def training(config: ModelConfig, *, batch: int) -> Iterator[Row]:
 
     took = _repeated(step)
     yield Row(f"batch {batch}: ours, {_name(placement.dtype)}", took / batch, seconds / took)
+    alone = loading(config, batch=batch)
+    yield Row(f"batch {batch}: its loader alone", alone / batch, took / alone)
+
+
+def loading(config: ModelConfig, *, batch: int) -> float:
+    """Seconds to choose, augment and stack a batch of drawn people's pairs, held in memory."""
+    with tempfile.TemporaryDirectory() as home:
+        toy_market.make(home, preset="tiny", workers=1)
+        people = read_people(home)
+        pairs = Pairs(people.records, people.keypoints, size=config.size)
+    random = np.random.default_rng(0)
+    indices = random.integers(0, len(pairs), batch)
+    return _repeated(lambda: pairs.batch(indices, random, max_scale=TrainConfig().max_scale))
 
 
 def kept_bytes(config: ModelConfig, *, recompute: bool) -> int:
@@ -343,32 +371,36 @@ def networks(*, quick: bool) -> list[Measured]:
     return [small] if quick else [small, Measured("paper", ModelConfig(), (1, 4, 8), 4)]
 
 
-def measure(network: Measured, *, bf16: bool) -> Report:
+def measure(network: Measured, rates: Mapping[torch.dtype, float]) -> Report:
     """Sampling with every guidance at every batch size, and training."""
     config = network.config
     steps = [
         row
         for guidance in GUIDANCES
-        for row in sampling(config, guidance=guidance, batches=network.batches, bf16=bf16)
+        for row in sampling(config, guidance=guidance, batches=network.batches, rates=rates)
     ]
     kept = kept_bytes(config, recompute=False), kept_bytes(config, recompute=True)
     return Report(str(network), steps, list(training(config, batch=network.trained)), kept)
 
 
-def convolution_rates(*, bf16: bool) -> dict[str, float]:
+def convolution_rates(*, bf16: bool) -> dict[torch.dtype, float]:
     """TFLOP/s by precision."""
     dtypes = (torch.float32, torch.bfloat16)[: 1 + bf16]
-    return {_name(dtype): convolution_rate(dtype) for dtype in dtypes}
+    return {dtype: convolution_rate(dtype) for dtype in dtypes}
 
 
 def table(rows: Sequence[Row], unit: str) -> str:
     """The rows for reading; `unit` says what a second is of."""
-    lines = [f"{'':34} {unit:>16} {'times faster':>13} {'difference':>11} {'TFLOP/s':>8}"]
+    lines = [
+        f"{'':34} {unit:>16} {'times faster':>13} {'difference':>11} {'TFLOP/s':>8} {'share':>6}"
+    ]
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
         difference = "" if row.difference is None else f"{row.difference:.0e}"
         rate = "" if row.rate is None else f"{row.rate:.3f}"
+        share = "" if row.share is None else f"{row.share:.0%}"
         lines.append(
-            f"{row.what:34} {1000 * row.seconds:13.1f} ms {ratio:>13} {difference:>11} {rate:>8}"
+            f"{row.what:34} {1000 * row.seconds:13.1f} ms {ratio:>13} {difference:>11} {rate:>8} "
+            f"{share:>6}"
         )
     return "\n".join(lines)

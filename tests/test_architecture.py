@@ -46,7 +46,7 @@ ARROWS = {
         "toy_scenes": "keypoints toy_people toy_render toy_body toy_cameras",
         "toy_market": "keypoints toy_people toy_render toy_scenes",
         "garments": "keypoints",
-        "benchmark": "diffusion hardware model state train",
+        "benchmark": "data datasets diffusion hardware model state toy_market train",
         "user_study": "data image_names keypoints pose",
         "studio": "datasets diffusion hardware keypoints pipeline pose",
         "doctor":

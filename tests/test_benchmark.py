@@ -38,14 +38,19 @@ def test_ours_equals_the_reference(guidance: Guidance) -> None:
 
 
 def test_rows_state_ratio_difference_and_rate_of_the_same_run() -> None:
-    plain, fast = benchmark.sampling(TINY, guidance="style", batches=(2,), bf16=False)
+    plain, fast = benchmark.sampling(
+        TINY, guidance="style", batches=(2,), rates={torch.float32: 2.0}
+    )
     assert plain.what == "style, batch 2: reference, fp32"
     assert (plain.ratio, plain.difference) == (None, None)
     assert fast.ratio == pytest.approx(plain.seconds / fast.seconds)
     assert fast.difference is not None
     assert fast.difference < 2e-4  # rounding: 4e-5 for this network of random weights
-    plain, fast = benchmark.training(TINY, batch=2)
+    assert fast.rate is not None
+    assert fast.share == pytest.approx(fast.rate / 2)
+    plain, fast, loader = benchmark.training(TINY, batch=2)
     assert fast.ratio == pytest.approx(plain.seconds / fast.seconds)
+    assert loader.ratio == pytest.approx(fast.seconds / loader.seconds)
 
 
 def test_the_reference_does_the_work_of_every_branch() -> None:
@@ -72,10 +77,10 @@ def test_recomputing_keeps_the_inputs_of_the_layers_alone() -> None:
 
 
 def test_the_table_leaves_out_what_was_not_measured() -> None:
-    text = benchmark.table([Row("a", 0.5), Row("b", 0.25, 2.0, 3e-6, 0.1)], "step")
+    text = benchmark.table([Row("a", 0.5), Row("b", 0.25, 2.0, 3e-6, 0.1, 0.5)], "step")
     first, second = text.splitlines()[1:]
     assert first.split() == ["a", "500.0", "ms"]
-    assert second.split() == ["b", "250.0", "ms", "2.00", "3e-06", "0.100"]
+    assert second.split() == ["b", "250.0", "ms", "2.00", "3e-06", "0.100", "50%"]
 
 
 def test_it_says_what_it_would_measure(capsys: pytest.CaptureFixture[str]) -> None:

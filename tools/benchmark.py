@@ -39,15 +39,17 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{network}; guidance {', '.join(benchmark.GUIDANCES)} in batches of {batches}")
         return DONE
     rates = benchmark.convolution_rates(bf16=bf16)
-    print("3x3 convolution:", ", ".join(f"{k} {v:.3f} TFLOP/s" for k, v in rates.items()))
+    convolutions = {str(dtype).removeprefix("torch."): rate for dtype, rate in rates.items()}
+    text = ", ".join(f"{name} {rate:.3f} TFLOP/s" for name, rate in convolutions.items())
+    print(f"3x3 convolution, of which `share` is one: {text}")
     reports = []
     for network in networks:
-        report = benchmark.measure(network, bf16=bf16)
+        report = benchmark.measure(network, rates)
         print(f"\n{report.text()}", flush=True)
         reports.append(asdict(report))
     shares = on_the_fly(quick=options.quick)
     if options.json:
-        figures = {"convolution": rates, "reports": reports, "on_the_fly": shares}
+        figures = {"convolution": convolutions, "reports": reports, "on_the_fly": shares}
         write_json(options.json, {"hardware": machine, **figures})
         print(f"-> {options.json}")
     else:

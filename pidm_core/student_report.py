@@ -9,15 +9,18 @@ Legend: N pairs, S seeds; the first model named is the one that the others are h
 
 from __future__ import annotations
 
+import io
 import json
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from pidm_core.config import Guidance, Sampler
 from pidm_core.feature_metrics import diversity, frechet_distance
 from pidm_core.files import UserError, load_array, save_array, sha256
 from pidm_core.pipeline import PIDMPipeline
@@ -34,6 +37,13 @@ from pidm_core.probe_report import (
 log = logging.getLogger(__name__)
 MOST_DISTANCE, LEAST_TOP_1, LEAST_DIVERSITY = 1.05, 0.97, 0.90  # of the first model's
 TRUE = "true target"
+_MORE_IS_BETTER = ("diversity", "top_1")
+_PLOTTED = {
+    "frechet": "Fréchet distance",
+    "top_1": "identity top-1",
+    "joints": "error of the joints, px",
+    "diversity": "diversity over seeds",
+}
 _COLUMNS = {
     "evaluations": ("evals", ".0f"),
     "frechet": ("Fréchet", ".4f"),
@@ -155,13 +165,49 @@ def _cell(value: float | None, form: str) -> str:
     return " " * 8 if value is None else format(format(value, form), ">8")
 
 
+def front(rows: Mapping[str, Row], figure: str) -> list[str]:
+    """The Pareto front of evaluations and a figure, cheapest first: no other row is as cheap and
+    better, or as good and cheaper.
+    """
+    sign = -1 if figure in _MORE_IS_BETTER else 1
+    cheapest_first = sorted(
+        rows, key=lambda n: (rows[n].evaluations, sign * getattr(rows[n], figure))
+    )
+    found: list[str] = []
+    for name in cheapest_first:
+        value = sign * getattr(rows[name], figure)
+        if not found or value < sign * getattr(rows[found[-1]], figure):
+            found.append(name)
+    return found
+
+
+def plot(rows: Mapping[str, Row]) -> bytes:
+    """A PNG file: the figures over the evaluations of an image, their Pareto fronts as lines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    panels = figure.subplots(2, 2).flat
+    for axes, (name, title) in zip(panels, _PLOTTED.items(), strict=True):
+        best = [rows[row] for row in front(rows, name)]
+        line = [[row.evaluations for row in best], [getattr(row, name) for row in best]]
+        axes.plot(*line, color="tab:blue", linewidth=1.2, drawstyle="steps-post")
+        for label, row in rows.items():
+            place, chosen = (row.evaluations, getattr(row, name)), row in best
+            axes.plot(*place, "o", color="tab:blue" if chosen else "0.6", markersize=4)
+            axes.annotate(label, place, (3, 3), textcoords="offset points", fontsize=6)
+        axes.set(xscale="log", xlabel="evaluations of an image", ylabel=title)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()
+
+
 # ---------------------------------------------------------------- measuring
 
 
 def compare(
     models: Sequence[str], *, data: str | Path, cache: str | Path, pairs: int, seeds: int
 ) -> Comparison:
-    """Measure models under their own settings, or another number of steps: "runs/a", "runs/a:50".
+    """Measure models under their own settings or others: "runs/a", "runs/a:50" (see `load`).
 
     data: a ToyMarket with development people, drawn if it is not there; cache: folder of the
     judging networks and of what was drawn, so that a run that was cut goes on.
@@ -190,14 +236,27 @@ def planned(models: Sequence[str], *, pairs: int, seeds: int) -> str:
 
 
 def load(name: str) -> PIDMPipeline:
-    """A run folder or bundled model, with another number of steps if the name ends in ":50"."""
-    model, _, steps = name.partition(":")
+    """A run folder or bundled model, sampled otherwise than it says if the name goes on.
+
+    By any of steps, sampler, guidance and the interval of guidance: "runs/a:10:dpm++:dcf:0.3-1".
+    """
+    model, *parts = name.split(":")
     pipe = PIDMPipeline.from_pretrained(model)
-    if not steps:
-        return pipe
-    if not steps.isdecimal() or not int(steps):
-        raise UserError(f"models: '{steps}' in '{name}' is no number of steps")
-    return pipe.with_settings(steps=int(steps))
+    return pipe.with_settings(**dict(_setting(part, name) for part in parts)) if parts else pipe
+
+
+def _setting(part: str, name: str) -> tuple[str, Any]:
+    if part.isdecimal() and int(part):
+        return "steps", int(part)
+    if part in get_args(Sampler):
+        return "sampler", part
+    if part in get_args(Guidance):
+        return "guidance", part
+    if between := re.fullmatch(r"([\d.]+)-([\d.]+)", part):
+        return "interval", (float(between[1]), float(between[2]))
+    raise UserError(
+        f"models: '{part}' in '{name}' is no number of steps, sampler, guidance or interval (0.3-1)"
+    )
 
 
 def evaluations(pipe: PIDMPipeline) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,13 +10,13 @@ import numpy as np
 import pytest
 from test_probe import ROWS, SHORT, Reader, joints, mark
 
-from pidm_core import UserError, load_image, probe_networks, student_report
+from pidm_core import UserError, decode_image, load_image, probe_networks, student_report
 from pidm_core.checkpoint import save_model
 from pidm_core.config import ModelConfig, PIDMConfig, SampleConfig
 from pidm_core.data import Record
 from pidm_core.model import PIDM
 from pidm_core.probe import Crowd, Probe
-from pidm_core.student_report import Row, compare, evaluations, judge, load, measure
+from pidm_core.student_report import Row, compare, evaluations, front, judge, load, measure, plot
 from pidm_core.toy_market import make
 from tools.compare_models import main
 
@@ -48,6 +49,32 @@ def test_figures_worked_by_hand() -> None:
     assert found.top_1 == (1 + 0.5) / 2
     assert found.joints == 0
     assert measure([right], probe, 4).diversity is None
+
+
+def test_the_front_holds_what_nothing_cheaper_betters() -> None:
+    def at(evaluations: int, frechet: float, top_1: float) -> Row:
+        return dataclasses.replace(row(frechet, top_1=top_1), evaluations=evaluations)
+
+    rows = {
+        "slow": at(9, 0.2, 0.9), "worse": at(9, 0.3, 0.8), "cheap": at(1, 0.4, 0.5),
+        "dominated": at(4, 0.5, 0.5), "equal": at(12, 0.2, 0.9),
+    }  # fmt: skip
+    assert front(rows, "frechet") == ["cheap", "slow"]
+    assert front(rows, "top_1") == ["cheap", "slow"]
+    picture = decode_image(plot(rows), "plot")
+    assert picture.shape[2] == 3
+    assert picture.std() > 10
+
+
+def test_a_name_goes_on_with_settings() -> None:
+    settings = load("toy_market:10:dpm++:dcf:0.3-1").settings
+    assert (settings.steps, settings.sampler, settings.guidance) == (10, "dpm++", "dcf")
+    assert settings.interval == (0.3, 1.0)
+    own = load("toy_market").settings
+    assert dataclasses.replace(settings, steps=own.steps, sampler=own.sampler,
+                               guidance=own.guidance, interval=own.interval) == own  # fmt: skip
+    with pytest.raises(UserError, match=r"'0' in 'toy_market:0' is no number of steps, sampler"):
+        load("toy_market:0")
 
 
 def test_a_model_is_as_good_within_five_percent_or_the_spread_over_seeds() -> None:

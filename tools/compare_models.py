@@ -16,7 +16,8 @@ class Options:
     """What is compared, on what, and where the figures go."""
 
     models: tuple[str, ...] = ("toy_market:50", "toy_market")
-    """Run folders or bundled models; NAME:50 takes 50 steps instead of the model's own."""
+    """Run folders or bundled models; NAME:50:dpm++:dcf:0.3-1 takes other steps, sampler, guidance
+    or interval of guidance than the model's own, any of them."""
     data: str = "data/toy_probe"
     """ToyMarket with development people; drawn if it is not there."""
     cache: str = "data/probe"
@@ -29,6 +30,8 @@ class Options:
     """File for the figures."""
     sheet: str = ""
     """PNG file for pictures: source, pose, generated, true."""
+    plot: str = ""
+    """PNG file for the figures over the evaluations of an image, with their Pareto fronts."""
     dry_run: bool = False
     """Print the images and evaluations of each model, and stop."""
 
@@ -38,10 +41,12 @@ def main(argv: list[str] | None = None) -> int:
     example = "python tools/compare_models.py --models toy_market:50,toy_market,runs/toy_student"
     options = parse(Options, argv, prog="compare_models", description=__doc__, example=example)
     wanted = to_dict(options)
-    json, sheet, dry_run = (wanted.pop(name) for name in ("json", "sheet", "dry_run"))
+    json, sheet, plotted, dry_run = (
+        wanted.pop(name) for name in ("json", "sheet", "plot", "dry_run")
+    )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    from pidm_core.student_report import compare, planned
+    from pidm_core.student_report import compare, planned, plot
 
     if dry_run:
         print(planned(options.models, pairs=options.pairs, seeds=options.seeds))
@@ -54,7 +59,10 @@ def main(argv: list[str] | None = None) -> int:
     if sheet:
         write_bytes(sheet, encode_png(comparison.sheet))
         print(f"-> {sheet}")
-    if not json and not sheet:
+    if plotted:
+        write_bytes(plotted, plot(comparison.rows))
+        print(f"-> {plotted}")
+    if not json and not sheet and not plotted:
         print("nothing was written; --json FILE keeps the figures, --sheet FILE pictures")
     return DONE
 

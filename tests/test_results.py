@@ -38,7 +38,7 @@ def test_the_text_prints_every_published_table() -> None:
 
 
 README_ROWS = {
-    "real images, same steps": "Standard-same-steps",
+    "the kept images, same steps": "Standard-same-steps",
     "the same with random erasing": "Standard-same-steps-erasing",
     "PIDM images": "PIDM-strict",
     "PIDM images, selected": "PIDM-strict-selection",

@@ -182,7 +182,7 @@ def front(rows: Mapping[str, Row], figure: str) -> list[str]:
 
 
 def plot(rows: Mapping[str, Row]) -> bytes:
-    """A PNG file: the figures over the evaluations of an image, their Pareto fronts as lines."""
+    """A PNG file: the figures over the evaluations of an image; the Pareto fronts named."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7), layout="constrained")
@@ -194,7 +194,8 @@ def plot(rows: Mapping[str, Row]) -> bytes:
         for label, row in rows.items():
             place, chosen = (row.evaluations, getattr(row, name)), row in best
             axes.plot(*place, "o", color="tab:blue" if chosen else "0.6", markersize=4)
-            axes.annotate(label, place, (3, 3), textcoords="offset points", fontsize=6)
+            if chosen:
+                axes.annotate(label, place, (3, 3), textcoords="offset points", fontsize=7)
         axes.set(xscale="log", xlabel="evaluations of an image", ylabel=title)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pidm_core import read_json
 from pidm_reid.table import comma_separated, load_lines, markdown, read_table
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -65,3 +66,19 @@ def test_the_readme_prints_the_published_figures() -> None:
     assert printed == {
         text: (shown(row, 0.2), shown(row, 0.4)) for text, row in README_ROWS.items()
     }
+
+
+def test_the_text_prints_the_figures_of_sampling() -> None:
+    rows = read_json(DOCS / "results/front/figures.json")["rows"]
+    text = (DOCS / "results.md").read_text()
+    block = text.split("<!-- results/front/figures.json -->")[1].split("![")[0]
+    printed = dict(re.findall(r"^\| (\S+)(?: \(the default\))? \| (\d.*) \|$", block, re.MULTILINE))
+    assert printed == {
+        name.removeprefix("toy_market").lstrip(":") or "3": " | ".join(
+            [
+                str(row["evaluations"]), f"{row['frechet']:.4f}", f"{row['diversity']:.3f}",
+                f"{row['top_1']:.1%}", f"{row['identity']:.3f}", f"{row['joints']:.2f}",
+            ]
+        )
+        for name, row in rows.items()
+    }  # fmt: skip

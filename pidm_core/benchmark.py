@@ -151,7 +151,7 @@ def sampling(
             fast = ours(model, diffusion, given, guidance, placement)
             eps, seconds, rate = _measured(fast, given)
             difference = float((eps - expected).abs().max() / expected.abs().max())
-            name_ours = f"{name}: ours, {_name(dtype)}"
+            name_ours = f"{name}: ours, {name_of(dtype)}"
             times = slow / seconds
             yield Row(name_ours, seconds / count, times, difference, rate, rate / possible)
 
@@ -247,7 +247,7 @@ def training(config: ModelConfig, *, batch: int) -> Iterator[Row]:
         (mse + vlb).item()
 
     took = _repeated(step)
-    yield Row(f"batch {batch}: ours, {_name(placement.dtype)}", took / batch, seconds / took)
+    yield Row(f"batch {batch}: ours, {name_of(placement.dtype)}", took / batch, seconds / took)
     alone = loading(config, batch=batch)
     yield Row(f"batch {batch}: its loader alone", alone / batch, took / alone)
 
@@ -322,7 +322,8 @@ def _rate(work: float, seconds: float) -> float:
     return work / seconds / 1e12
 
 
-def _name(dtype: torch.dtype) -> str:
+def name_of(dtype: torch.dtype) -> str:
+    """Such as bfloat16."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -91,12 +91,7 @@ def read_people(
     Raises UserError (BAD_DATA) for what is missing, for joints of another frame than the images',
     and for a pair that names an unknown image.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise UserError(
-            f"{root}: no such folder; give the one that holds the images (docs/getting_started.md)",
-            BAD_DATA,
-        )
+    root = _folder(root)
     if folder := _fashion_folder(root, split):
         return _read_fashion(root, folder, split, keypoints, pairs)
     if has_market1501(root, f"bounding_box_{split}") or not (keypoints and pairs):
@@ -157,18 +152,22 @@ def list_images(folder: str | Path) -> list[Record]:
     return [Record(Path(folder) / r.name, r.name, r.pid, 0) for r in name_records(sorted(names))]
 
 
+def _folder(root: str | Path) -> Path:
+    if not Path(root).is_dir():
+        raise UserError(
+            f"{root}: no such folder; give the one that holds the images (docs/getting_started.md)",
+            BAD_DATA,
+        )
+    return Path(root)
+
+
 def pose_images(root: str | Path) -> list[Record]:
     """The images whose joints `read_people` would look up: names as it looks for them.
 
     Of a Market-1501 root and of PATN's flat DeepFashion those of training (for others give their
     own folder), of DeepFashion in its own folders and of any other folder all.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise UserError(
-            f"{root}: no such folder; give the one that holds the images (docs/getting_started.md)",
-            BAD_DATA,
-        )
+    root = _folder(root)
     if folder := _fashion_folder(root, "train"):
         return list_images(folder)
     return read_market1501(root) if has_market1501(root) else list_images(root)

@@ -81,11 +81,17 @@ def _section_default(cls: type[Any], key: str) -> Any:
 _NOTHING = (None, "null", "none", "None", "~", "")
 
 
+def _known(kind: Any) -> Any:
+    """X of X | None; any other type as it is."""
+    if typing.get_origin(kind) not in (types.UnionType, typing.Union):
+        return kind
+    return next(part for part in typing.get_args(kind) if part is not type(None))
+
+
 def _coerce(value: Any, kind: Any, where: str) -> Any:
     """`value` (text or a JSON value) as the declared type `kind`."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):  # X | None
-        known = next(a for a in args if a is not type(None))
+    if (known := _known(kind)) is not kind:
         if value not in typing.get_args(known) and value in _NOTHING:  # guidance has a "none"
             return None
         return _coerce(value, known, where)
@@ -249,11 +255,7 @@ def parse(
         if "(default" not in text:
             text = f"{text} (default: {_show(default)})"
         options: dict[str, Any] = {"dest": path, "help": text}
-        if default is None and typing.get_origin(kind) in (
-            types.UnionType,
-            typing.Union,
-        ):  # X | None
-            kind = next(arg for arg in typing.get_args(kind) if arg is not type(None))
+        kind = _known(kind)
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:

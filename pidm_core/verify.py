@@ -27,7 +27,7 @@ def verify(folder: str | Path) -> list[str]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder", BAD_DATA)
     raise UserError(
-        f"{folder}: neither a run folder nor a model folder, and no augmented folder either",
+        f"{folder}: neither a run folder nor a model folder (an augmented one holds split.json)",
         BAD_DATA,
     )
 

@@ -52,7 +52,7 @@ ARROWS = {
         "doctor":
             "checkpoint data datasets estimator feature_networks hardware keypoints weight_files",
         "distill": "checkpoint diffusion hardware model train",
-        "student_report": "feature_metrics pipeline probe probe_report",
+        "comparison": "feature_metrics pipeline probe probe_report",
         "probe_networks": "hardware keypoints",
         "probe": "data diffusion garments image_metrics keypoints probe_networks",
         "probe_report":

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{network}; guidance {', '.join(benchmark.GUIDANCES)} in batches of {batches}")
         return DONE
     rates = benchmark.convolution_rates(bf16=bf16)
-    convolutions = {str(dtype).removeprefix("torch."): rate for dtype, rate in rates.items()}
+    convolutions = {benchmark.name_of(dtype): rate for dtype, rate in rates.items()}
     text = ", ".join(f"{name} {rate:.3f} TFLOP/s" for name, rate in convolutions.items())
     print(f"3x3 convolution, of which `share` is one: {text}")
     reports = []

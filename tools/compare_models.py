@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    from pidm_core.student_report import compare, planned, plot
+    from pidm_core.comparison import compare, planned, plot
 
     if dry_run:
         print(planned(options.models, pairs=options.pairs, seeds=options.seeds))

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from pidm_core import PIDMPipeline
     from pidm_core.pipeline import Output
 
-EXAMPLE = (
-    "python tools/edit_image.py appearance --style A.jpg --reference B.jpg --mask upper "
-    "--keypoints market-annotation-train.csv"
-)
+EXAMPLES = {
+    "draw": "--style A.jpg --pose B.jpg",
+    "appearance": "--style A.jpg --reference B.jpg --mask upper",
+    "interpolate": "--style A.jpg --to B.jpg --frames 8",
+}
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,9 @@ def main(argv: list[str] | None = None) -> int:
         "interpolate": Interpolate,
     }
     if kind not in kinds:
-        raise UserError(f"begin with draw, appearance or interpolate, not '{kind}' ({EXAMPLE})")
-    tool = f"edit_image {kind}"
-    options = parse(kinds[kind], rest, prog=tool, description=__doc__, example=EXAMPLE)
+        raise UserError(f"begin with draw, appearance or interpolate, not '{kind}'")
+    tool, example = f"edit_image {kind}", f"python tools/edit_image.py {kind} {EXAMPLES[kind]}"
+    options = parse(kinds[kind], rest, prog=tool, description=__doc__, example=example)
 
     import numpy as np
 
@@ -191,10 +192,11 @@ def _joints(pipe: PIDMPipeline, file: str, path: str) -> np.ndarray:
     """The joints (18, 2) of an image, in px of the model's size."""
     from pidm_core import find_keypoints, load_image, read_keypoints, rescale
 
-    folder, name = Path(path).parent, Path(path).name
-    table = read_keypoints(file or find_keypoints(folder.parent, folder.name))
+    folder, name = Path(path).absolute().parent, Path(path).name
+    source = Path(file) if file else find_keypoints(folder.parent, folder.name)
+    table = read_keypoints(source)
     if name not in table:
-        raise UserError(f"{file or 'the keypoint file'}: holds no joints of {name}", BAD_DATA)
+        raise UserError(f"{source}: holds no joints of {name}", BAD_DATA)
     return rescale(table[name], load_image(path).shape[:2], pipe.size)
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from test_probe import ROWS, SHORT, Reader, joints, mark
 
-from pidm_core import UserError, decode_image, load_image, probe_networks, student_report
+from pidm_core import UserError, comparison, decode_image, load_image, probe_networks
 from pidm_core.checkpoint import save_model
+from pidm_core.comparison import Row, compare, evaluations, front, judge, load, measure, plot
 from pidm_core.config import ModelConfig, PIDMConfig, SampleConfig
 from pidm_core.data import Record
 from pidm_core.model import PIDM
 from pidm_core.probe import Crowd, Probe
-from pidm_core.student_report import Row, compare, evaluations, front, judge, load, measure, plot
 from pidm_core.toy_market import make
 from tools.compare_models import main
 
@@ -142,7 +142,7 @@ def test_the_tool_measures_untrained_models_and_goes_on_where_it_was(
     )
     assert load_image(out["sheet.png"]).shape[0] == 12 + 6 * 128
     first = capsys.readouterr().out
-    monkeypatch.setattr(student_report, "draw_pairs", None)  # all is drawn
+    monkeypatch.setattr(comparison, "draw_pairs", None)  # all is drawn
     assert main(flags) == 0
     figures_again, end = capsys.readouterr().out.split("nothing was written")
     assert "--json FILE" in end

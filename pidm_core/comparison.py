@@ -1,4 +1,4 @@
-"""Models side by side on drawn development people: is a student as good as its teacher?
+"""Models, and ways to sample them, side by side on drawn development people.
 
 Every model draws the same pairs with the same seeds. Besides the probe's scores: the Fréchet
 distance of the generated from the true targets, and the diversity over seeds, both in the features
@@ -188,14 +188,13 @@ def plot(rows: Mapping[str, Row]) -> bytes:
     figure = Figure(figsize=(11, 7), layout="constrained")
     panels = figure.subplots(2, 2).flat
     for axes, (name, title) in zip(panels, _PLOTTED.items(), strict=True):
-        best = [rows[row] for row in front(rows, name)]
-        line = [[row.evaluations for row in best], [getattr(row, name) for row in best]]
-        axes.plot(*line, color="tab:blue", linewidth=1.2, drawstyle="steps-post")
-        for label, row in rows.items():
-            place, chosen = (row.evaluations, getattr(row, name)), row in best
-            axes.plot(*place, "o", color="tab:blue" if chosen else "0.6", markersize=4)
-            if chosen:
-                axes.annotate(label, place, (3, 3), textcoords="offset points", fontsize=7)
+        places = {label: (row.evaluations, getattr(row, name)) for label, row in rows.items()}
+        best = front(rows, name)
+        axes.plot(*zip(*places.values(), strict=True), "o", color="0.6", markersize=4)
+        line = zip(*(places[label] for label in best), strict=True)
+        axes.plot(*line, "o-", color="tab:blue", markersize=4, drawstyle="steps-post")
+        for label in best:
+            axes.annotate(label, places[label], (3, 3), textcoords="offset points", fontsize=7)
         axes.set(xscale="log", xlabel="evaluations of an image", ylabel=title)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})

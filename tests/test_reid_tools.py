@@ -6,6 +6,7 @@ import importlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,6 +52,21 @@ def test_synthesize_makes_a_folder_and_says_what_is_next(
     assert f"python tools/train_reid.py --augmented {out}" in printed
     assert len(folder.read_augmented(out).synthetic) == 18
     assert folder.spent(Path(out))["synthesis_seconds"] > 0
+
+
+@pytest.mark.usefixtures("small_network")
+def test_the_next_command_for_drawn_people_trains(
+    drawn_people: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = replace(TINT, render=lambda sources, keypoints, seeds: sources)
+    monkeypatch.setattr(generators, "pidm", lambda *_, **__: copies)
+    assert (
+        call("synthesize", "--data", drawn_people.parent, "--ratio", 0.4, "--out", "made") == DONE
+    )
+    python, path, *flags = capsys.readouterr().out.splitlines()[-1].split()
+    assert (python, path) == ("python", "tools/train_reid.py")
+    assert call("train_reid", *flags, "--standard.steps", 1, "--finetune.steps", 1) == DONE
+    assert "fine-tuned: 64 images, 1 iterations" in capsys.readouterr().out
 
 
 def test_dry_run_says_the_cost_and_creates_nothing(

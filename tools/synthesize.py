@@ -147,7 +147,7 @@ def _next(work: Work, out: Path) -> str:
     command = f"  python tools/train_reid.py --augmented {out}"
     if not is_drawn(work.real[0]):
         return command
-    short = "--standard.steps 60 --standard.warmup-steps 6 --finetune.steps 30"
+    short = "--batch-size 8 --standard.steps 60 --standard.warmup-steps 6 --finetune.steps 30"
     return f"{command} --height 64 --width 32 {short} --finetune.warmup-steps 3"
 
 

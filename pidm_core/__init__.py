@@ -65,6 +65,8 @@ if TYPE_CHECKING:
     from pidm_core.seen import content_key as content_key
     from pidm_core.seen import is_drawn as is_drawn
     from pidm_core.seen import read_seen as read_seen
+    from pidm_core.sheets import enlarged as enlarged
+    from pidm_core.sheets import sheet as sheet
     from pidm_core.weight_files import read_weights as read_weights
 
 __version__ = "0.1.0"
@@ -91,6 +93,7 @@ _HOME = {
     "decode_image": "files",
     "encode_jpeg": "files",
     "encode_png": "files",
+    "enlarged": "sheets",
     "find_keypoints": "data",
     "from_dict": "options",
     "has_market1501": "data",
@@ -117,6 +120,7 @@ _HOME = {
     "run": "files",
     "save_config": "options",
     "sha256": "files",
+    "sheet": "sheets",
     "skeleton": "pose",
     "stop_after": "files",
     "to_dict": "options",

@@ -13,7 +13,19 @@ from pidm_core.files import BAD_DATA, UserError
 from pidm_core.keypoints import L_HIP, NECK, R_HIP
 
 _R_KNEE, _L_KNEE = 9, 12
-_CORNERS = {"upper": (2, 5, 8, 11), "lower": (8, 11, 10, 13)}  # shoulders, hips; hips, ankles
+_NEEDED = {"upper": (NECK, 2, 5, 8, 11), "lower": (NECK, 8, 11, 10, 13)}
+_LIMBS: dict[str, list[tuple[tuple[int, ...], tuple[int, ...], float]]] = {
+    # from (the middle of) these joints to those, and half the width in torso lengths
+    "upper": [
+        ((2,), (5,), 0.15), ((2,), (8,), 0.24), ((5,), (11,), 0.24),
+        ((2, 5, 8, 11), (2, 5, 8, 11), 0.36),
+        ((2,), (3,), 0.18), ((3,), (4,), 0.15), ((5,), (6,), 0.18), ((6,), (7,), 0.15),
+    ],
+    "lower": [
+        ((8, 11), (9, 12), 0.3),
+        ((8,), (9,), 0.24), ((9,), (10,), 0.2), ((11,), (12,), 0.24), ((12,), (13,), 0.2),
+    ],
+}  # fmt: skip
 _SPINE = (0.25, 0.85)  # stretch between neck (0) and the middle of the hips (1)
 _THIGH = (0.15, 0.55)  # stretch between hip (0) and knee (1)
 _SPINE_RADIUS, _THIGH_RADIUS = 0.14, 0.10  # in torso lengths
@@ -67,18 +79,22 @@ def garment_regions(joints: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.stack([upper, right | left])
 
 
-def garment_box(joints: np.ndarray, garment: str, size: tuple[int, int]) -> np.ndarray:
-    """The box around a garment and some loose cloth: (18, 2) px -> bool (H, W).
+def garment_mask(joints: np.ndarray, garment: str, size: tuple[int, int]) -> np.ndarray:
+    """Where a garment and some loose cloth are: (18, 2) px -> bool (H, W).
 
-    garment: "upper" or "lower". Raises UserError if its joints are not all in the picture.
+    garment: "upper" (trunk and arms) or "lower" (hips and legs). Raises UserError if neck, hips and
+    shoulders, or neck, hips and ankles, are not all in the picture.
     """
-    corners = np.asarray(joints)[list(_CORNERS[garment])]
-    if np.isnan(corners).any():
+    points = np.asarray(joints, dtype=np.float64)
+    if np.isnan(points[list(_NEEDED[garment])]).any():
         raise UserError(f"{garment} garment: its joints are not all in the picture", BAD_DATA)
-    margin = np.array([0.3 * float(np.ptp(corners[:, 1])), 0])
-    low, high = corners.min(0) - margin, corners.max(0) + margin
-    y, x = np.indices(size)
-    return np.asarray((x >= low[0]) & (x <= high[0]) & (y >= low[1]) & (y <= high[1]))
+    hips = points[[R_HIP, L_HIP]].mean(0)
+    torso = float(np.linalg.norm(hips - points[NECK]))
+    mask = np.zeros(size, dtype=bool)
+    for start, end, width in _LIMBS[garment]:
+        ends = (points[list(joined)].mean(0) for joined in (start, end))
+        mask |= _near(*ends, (0, 1), width * torso, size)
+    return mask
 
 
 def _near(

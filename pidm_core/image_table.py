@@ -33,13 +33,13 @@ from pidm_core.files import (
     encode_png,
     load_image,
     read_json,
-    resized,
     sha256,
     write_bytes,
     write_json,
 )
 from pidm_core.keypoints import read_keypoints
 from pidm_core.pose import skeleton
+from pidm_core.sheets import sheet
 
 # SSIM, LPIPS, FID of Tables 1 and 2; the last two rows of Market-1501 as those papers give them
 PUBLISHED: dict[Published, dict[str, tuple[float | None, float | None, float]]] = {
@@ -76,7 +76,7 @@ PUBLISHED: dict[Published, dict[str, tuple[float | None, float | None, float]]] 
 }
 _PUBLISHED_FIGURES = ("SSIM", "LPIPS", "FID")
 _ORDER = ("SSIM", "SSIM_256", "LPIPS", "FID")
-_GRID_HEIGHT_PX, _GRID_GAP_PX, _GRID_TITLE_PX = 256, 4, 20
+_GRID_HEIGHT_PX = 256
 
 Result = dict[str, Any]
 
@@ -224,43 +224,16 @@ def draw_grid(table: ImageTable) -> Path:
             f"{table.sources or targets} and a pose in {table.keypoints}",
             BAD_DATA,
         )
-    rows = [_titles(("source", "pose", "truth", *table.methods), load_image(common[0][1]))]
+    height, width = load_image(common[0][1]).shape[:2]
+    size = _GRID_HEIGHT_PX, round(_GRID_HEIGHT_PX * width / height)
+    rows = []
     for k in np.unique(np.linspace(0, len(common) - 1, table.grid_rows).astype(int)):
         source, target = common[k]
         truth = load_image(target)
         made = [load_image(found[common[k]]) for found in images]
-        parts = [
-            load_image(only(sources[source])),
-            skeleton(poses[target.stem], truth.shape[:2]),
-            truth,
-            *made,
-        ]
-        rows.append(np.concatenate([_tile(part, truth) for part in parts], axis=1))
+        pose = skeleton(poses[target.stem], truth.shape[:2])
+        rows.append([load_image(only(sources[source])), pose, truth, *made])
     path = Path(table.results) / table.name / "grid.png"
-    write_bytes(path, encode_png(np.concatenate(rows)))
+    titles = ("source", "pose", "truth", *table.methods)
+    write_bytes(path, encode_png(sheet(titles, rows, size)))
     return path
-
-
-def _tile_width(truth: np.ndarray) -> int:
-    height, width = truth.shape[:2]
-    scaled: int = round(_GRID_HEIGHT_PX * width / height)
-    return scaled
-
-
-def _tile(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """The image at the grid's height and the truth's aspect, with a white edge."""
-    shown = resized(image, (_GRID_HEIGHT_PX, _tile_width(truth)))
-    edge = ((0, _GRID_GAP_PX), (0, _GRID_GAP_PX), (0, 0))
-    return np.pad(shown, edge, constant_values=255)
-
-
-def _titles(names: Sequence[str], truth: np.ndarray) -> np.ndarray:
-    """The words above the columns."""
-    from PIL import Image, ImageDraw
-
-    step = _tile_width(truth) + _GRID_GAP_PX
-    strip = Image.new("RGB", (step * len(names), _GRID_TITLE_PX), "white")
-    draw = ImageDraw.Draw(strip)
-    for column, name in enumerate(names):
-        draw.text((column * step + 2, 3), name, fill="black")
-    return np.asarray(strip)

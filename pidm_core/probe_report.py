@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 
 from pidm_core.files import read_json, resized
 from pidm_core.hardware import to_uint8
@@ -21,6 +20,7 @@ from pidm_core.pose import pose_map
 from pidm_core.probe import Probe, Render, Setting, choose_pairs, read_crowd, settings
 from pidm_core.probe_networks import Training, train_judges
 from pidm_core.progress import track
+from pidm_core.sheets import sheet
 from pidm_core.toy_market import make, oracle_render
 
 log = logging.getLogger(__name__)
@@ -237,33 +237,27 @@ def draw_pairs(probe: Probe, renderer: Renderer, *, seed: int, swapped: bool = F
 
 # ---------------------------------------------------------------- the sheet
 
-_ROWS, _PAIRS, _TITLE_PX = 6, 24, 12
+_ROWS, _BLOCKS = 6, 4  # pairs below and beside each other
 
 
 def contact_sheet(probe: Probe, drawn: Mapping[str, np.ndarray]) -> np.ndarray:
     """The sheet of a report; `drawn` are the N images of each renderer."""
-    crowd, pairs = probe.crowd, probe.pairs[:_PAIRS]
+    crowd, pairs = probe.crowd, probe.pairs[: _ROWS * _BLOCKS]
     size = crowd.images.shape[1:3]
     poses = pose_map(torch.from_numpy(crowd.found[pairs[:, 1]]).float(), size)
     columns = {
         "source": crowd.images[pairs[:, 0]],
         "pose": to_uint8(2 * poses[:, :3] - 1),
-        **{name: images[: len(pairs)] for name, images in drawn.items()},
+        **drawn,
         "true": crowd.images[pairs[:, 1]],
     }
-    blocks = []
-    for start in range(0, len(pairs), _ROWS):
-        strips = [
-            np.concatenate([_title(name, size[1]), *images[start : start + _ROWS]])
-            for name, images in columns.items()
+    blocks = -(-len(pairs) // _ROWS)
+    rows = [
+        [
+            images[pair] if pair < len(pairs) else np.full((*size, 3), 255, dtype=np.uint8)
+            for pair in range(row, _ROWS * blocks, _ROWS)
+            for images in columns.values()
         ]
-        block = np.concatenate([*strips, np.full_like(strips[0][:, :8], 255)], axis=1)
-        missing = (_ROWS * size[0] + _TITLE_PX) - len(block)
-        blocks.append(np.pad(block, ((0, missing), (0, 0), (0, 0)), constant_values=255))
-    return np.concatenate(blocks, axis=1)
-
-
-def _title(text: str, width: int) -> np.ndarray:
-    strip = Image.new("RGB", (width, _TITLE_PX), "white")
-    ImageDraw.Draw(strip).text((1, 0), text, fill="black", font_size=9)
-    return np.asarray(strip)
+        for row in range(min(_ROWS, len(pairs)))
+    ]
+    return sheet(list(columns) * blocks, rows, (2 * size[0], 2 * size[1]))

@@ -25,9 +25,9 @@ ARROWS = {
         "feature_networks": "checkpoint hardware weight_files",
         "evaluation":
             "data datasets feature_metrics feature_networks image_metrics image_names progress",
-        "image_table": "evaluation keypoints pose",
+        "image_table": "evaluation keypoints pose sheets",
         "pair_images": "data datasets keypoints pipeline",
-        "ablation": "datasets pair_images pipeline train",
+        "ablation": "datasets pair_images pipeline train", "sheets": "",
         "pose": "keypoints",
         "data": "keypoints pose",
         "pair_lists": "data keypoints",
@@ -56,7 +56,7 @@ ARROWS = {
         "probe_networks": "hardware keypoints",
         "probe": "data diffusion garments image_metrics keypoints probe_networks",
         "probe_report":
-            "hardware keypoints pipeline pose probe probe_networks progress toy_market",
+            "hardware keypoints pipeline pose probe probe_networks progress sheets toy_market",
     },
     "pidm_reid": {
         "config": "", "compat": "", "coverage": "", "folder": "", "plan": "coverage",

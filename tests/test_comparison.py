@@ -140,7 +140,7 @@ def test_the_tool_measures_untrained_models_and_goes_on_where_it_was(
     assert figures["verdicts"][run]["frechet"] == pytest.approx(
         figures["rows"][run]["frechet"] / figures["rows"][f"{run}:2"]["frechet"]
     )
-    assert load_image(out["sheet.png"]).shape[0] == 12 + 6 * 128
+    assert load_image(out["sheet.png"]).shape[0] == 20 + 4 * (2 * 128 + 4)
     first = capsys.readouterr().out
     monkeypatch.setattr(comparison, "draw_pairs", None)  # all is drawn
     assert main(flags) == 0

@@ -15,7 +15,7 @@ from pidm_core.checkpoint import save_model
 from pidm_core.config import ModelConfig, PIDMConfig, SampleConfig
 from pidm_core.data import Record
 from pidm_core.files import BAD_DATA, UserError
-from pidm_core.garments import colour_error, garment_regions, rgb_to_lab
+from pidm_core.garments import colour_error, garment_mask, garment_regions, rgb_to_lab
 from pidm_core.hardware import place
 from pidm_core.keypoints import L_HIP, NECK, R_HIP
 from pidm_core.model import PIDM
@@ -167,6 +167,22 @@ def test_garments_lie_along_spine_and_thighs() -> None:
     assert np.flatnonzero(lower[70]).tolist() == [*range(20, 29), *range(32, 41)]
 
 
+def test_a_garment_to_redraw_follows_the_body() -> None:
+    points = figure()
+    points[[2, 5]] = [(20, 20), (40, 20)]
+    mask = garment_mask(points, "upper", (128, 64))
+    # torso 40 px: the lines from shoulder to hip pass x = 22 and 38, with 9.6 px around each
+    assert np.flatnonzero(mask[40]).tolist() == list(range(13, 48))
+    assert np.flatnonzero(mask.any(1))[[0, -1]].tolist() == [11, 69]
+    points[[3, 4]] = [(8, 40), (8, 60)]  # the right arm hangs away from the body
+    assert (garment_mask(points, "upper", (128, 64)) & ~mask)[30:64, :12].any(1).all()
+    points[[10, 13]] = [(24, 120), (36, 120)]
+    legs = np.flatnonzero(garment_mask(points, "lower", (128, 64)).any(1))
+    assert legs[[0, -1]].tolist() == [60 - 12, 127]
+    with pytest.raises(UserError, match="lower garment: its joints are not all in the picture"):
+        garment_mask(figure(), "lower", (128, 64))
+
+
 def test_colour_error_of_black_against_white_and_of_what_is_not_there() -> None:
     black = np.zeros((1, 128, 64, 3), dtype=np.uint8)
     white_above = black.copy()
@@ -200,7 +216,7 @@ def test_the_truth_scores_like_the_truth_and_the_source_like_the_source(drawn: P
     assert [report.rows["lazy"][key] for key in same] == [source[key] for key in same]
     # Who is asked for a pose has his clothes looked for there; a rival's are where he wears them.
     assert report.rows["lazy"]["upper"] == source["upper_place"] != source["upper"]
-    assert report.sheet.shape == (12 + 6 * 128, 2 * (5 * 64 + 8), 3)
+    assert report.sheet.shape == (20 + 6 * 260, 2 * 5 * (128 + 4), 3)
     json.dumps(report.to_json(), allow_nan=False)
 
 
@@ -336,6 +352,6 @@ def test_the_tool_measures_an_untrained_model(
     assert [row.get("evaluations") for row in figures["rows"].values()] == [
         None, 3, 1, 0, None, None, None,
     ]  # fmt: skip
-    assert load_image(out["sheet.png"]).shape[0] == 12 + 6 * 128
+    assert load_image(out["sheet.png"]).shape[0] == 20 + 4 * (2 * 128 + 4)
     text = capsys.readouterr().out
     assert all(name in text for name in [*figures["rows"], *figures["controls"]])

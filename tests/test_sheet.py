@@ -9,8 +9,9 @@ from people import draw_person, planned, render_all
 from PIL import Image
 
 from pidm_core import encode_jpeg, find_keypoints, load_image, read_keypoints, write_bytes
+from pidm_core.sheets import GAP_PX, TITLE_PX
 from pidm_reid.folder import read_augmented
-from pidm_reid.sheet import COLUMNS, GAP, HEIGHT, ROWS, WIDTH, write_sheet
+from pidm_reid.sheet import BLOCKS, ROWS, SIZE, write_sheet
 
 
 def test_a_sheet_shows_the_source_first_and_the_truth_last(market: Path, tmp_path: Path) -> None:
@@ -23,15 +24,17 @@ def test_a_sheet_shows_the_source_first_and_the_truth_last(market: Path, tmp_pat
         write_bytes(truth / recipe.file_name, encode_jpeg(draw_person(99, 0)))
     write_sheet(path, work.recipes, generated=folder, keypoints=keypoints, truth=truth)
     sheet = load_image(path)
-    tile = 4 * (WIDTH + GAP) + 4 * GAP
-    assert sheet.shape == (ROWS * (HEIGHT + GAP), COLUMNS * tile, 3)
+    height, width = SIZE
+    size = TITLE_PX + ROWS * (height + GAP_PX), 4 * BLOCKS * (width + GAP_PX)
+    assert sheet.shape == (*size, 3)
 
     def shown(place: int) -> np.ndarray:
-        return sheet[:HEIGHT, place * (WIDTH + GAP) : place * (WIDTH + GAP) + WIDTH]
+        left = place * (width + GAP_PX)
+        return sheet[TITLE_PX : TITLE_PX + height, left : left + width]
 
     def enlarged(path: Path) -> np.ndarray:
         picture = Image.fromarray(load_image(path))
-        return np.asarray(picture.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
+        return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
 
     first = work.recipes[0]
     assert np.array_equal(shown(0), enlarged(folder / first.source))

@@ -26,6 +26,7 @@ EXAMPLES = {
     "appearance": "--style A.jpg --reference B.jpg --mask upper",
     "interpolate": "--style A.jpg --to B.jpg --frames 8",
 }
+_SHOWN_PX = 256  # least height of an image in the strip
 
 
 @dataclass(frozen=True)
@@ -83,15 +84,19 @@ class Interpolate(Common):
     frames: int = 8
     """Images from the one to the other."""
 
+    def __post_init__(self) -> None:
+        if self.frames < 2:
+            raise UserError("frames: must be at least 2")
+
 
 @dataclass(frozen=True)
 class Edit:
     """What stands in the strip: images given, images still to draw, images given."""
 
-    before: list[np.ndarray]
+    before: dict[str, np.ndarray]  # by title
     draw: Callable[[], Output]
-    count: int
-    after: list[np.ndarray]
+    titles: list[str]  # of the drawn ones
+    after: dict[str, np.ndarray]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -110,9 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     tool, example = f"edit_image {kind}", f"python tools/edit_image.py {kind} {EXAMPLES[kind]}"
     options = parse(kinds[kind], rest, prog=tool, description=__doc__, example=example)
 
-    import numpy as np
-
-    from pidm_core import PIDMPipeline, encode_png, write_bytes
+    from pidm_core import PIDMPipeline, encode_png, enlarged, sheet, write_bytes
 
     pipe = PIDMPipeline.from_pretrained(options.run).with_settings(**options.changes())
     if isinstance(options, Draw):
@@ -124,10 +127,12 @@ def main(argv: list[str] | None = None) -> int:
         edit = _interpolate(pipe, options)
     if options.dry_run:
         size, steps = "x".join(map(str, pipe.size)), pipe.settings.steps
-        print(f"{options.out}: {edit.count} images of {size} to draw, {steps} steps each")
+        print(f"{options.out}: {len(edit.titles)} images of {size} to draw, {steps} steps each")
         return DONE
-    images = [*edit.before, *edit.draw().images, *edit.after]
-    strip = np.concatenate(images, axis=1)
+    images = [*edit.before.values(), *edit.draw().images, *edit.after.values()]
+    images = [enlarged(image, _SHOWN_PX) for image in images]
+    titles = [*edit.before, *edit.titles, *edit.after]
+    strip = sheet(titles, [images], images[0].shape[:2])
     write_bytes(options.out, encode_png(strip, generated=True))
     print(f"{options.out}: {len(images)} images side by side. The same by hand:")
     print(f"  python tools/studio.py --run {options.run}")
@@ -136,16 +141,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def _draw(pipe: PIDMPipeline, options: Draw) -> Edit:
     """The style image and the pose's, where given, and the drawn ones."""
-    given = [_image(pipe, path, "") for path in (options.style, options.pose) if path]
+    named = {"style": options.style, "pose": options.pose}
+    given = {title: _image(pipe, path, title) for title, path in named.items() if path}
     joints = _joints(pipe, options.keypoints, options.pose)[None] if options.pose else None
     seeds = range(options.seed, options.seed + options.count)
-    style = given[0] if options.style else None
-    return Edit(given, lambda: pipe(style, joints, seeds=seeds), options.count, [])
+    titles = [f"seed {seed}" for seed in seeds]
+    return Edit(given, lambda: pipe(given.get("style"), joints, seeds=seeds), titles, {})
 
 
 def _appearance(pipe: PIDMPipeline, options: Appearance) -> Edit:
     """Style, reference and the edited image."""
-    from pidm_core.garments import garment_box
+    from pidm_core.garments import garment_mask
 
     style, reference = (
         _image(pipe, options.style, "style"),
@@ -153,7 +159,7 @@ def _appearance(pipe: PIDMPipeline, options: Appearance) -> Edit:
     )
     joints = _joints(pipe, options.keypoints, options.reference)
     if options.mask in ("upper", "lower"):
-        mask = garment_box(joints, options.mask, pipe.size)
+        mask = garment_mask(joints, options.mask, pipe.size)
     else:
         if not Path(options.mask).is_file():
             raise UserError(f"mask '{options.mask}' is neither upper nor lower nor an image file")
@@ -164,7 +170,7 @@ def _appearance(pipe: PIDMPipeline, options: Appearance) -> Edit:
             style, reference, mask, joints, soften=options.soften, seeds=[options.seed]
         )
 
-    return Edit([style, reference], draw, 1, [])
+    return Edit({"style": style, "reference": reference}, draw, ["edited"], {})
 
 
 def _interpolate(pipe: PIDMPipeline, options: Interpolate) -> Edit:
@@ -176,7 +182,8 @@ def _interpolate(pipe: PIDMPipeline, options: Interpolate) -> Edit:
         seeds = (options.seed, options.seed + 1)
         return pipe.interpolate_style(a, b, joints, options.frames, seeds=seeds)
 
-    return Edit([a], draw, options.frames, [b])
+    titles = [f"{step / (options.frames - 1):.0%}" for step in range(options.frames)]
+    return Edit({"style": a}, draw, titles, {"to": b})
 
 
 def _image(pipe: PIDMPipeline, path: str, flag: str) -> np.ndarray:

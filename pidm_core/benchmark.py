@@ -43,6 +43,7 @@ W_P = W_S = 2.0
 GUIDANCES: tuple[Guidance, ...] = ("style", "dcf", "chain")
 LEVEL = 500  # one noise level is as fast as another
 SETTLED = 0.25  # seconds; shorter things are repeated
+SHARE = 1 / 3  # of a large convolution's rate: a training step of the toy network, measured
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,9 @@ def generators(*, quick: bool) -> Iterator[tuple[str, float]]:
 # ---------------------------------------------------------------- training
 
 
-def training(config: ModelConfig, *, batch: int) -> Iterator[Row]:
+def training(
+    config: ModelConfig, *, batch: int, rates: Mapping[torch.dtype, float]
+) -> Iterator[Row]:
     """A training step of a plain loop and of ours, at the precision that `place` chooses.
 
     And of ours what its loader alone takes: `ratio` is then to ours.
@@ -233,8 +236,15 @@ def training(config: ModelConfig, *, batch: int) -> Iterator[Row]:
                 average.lerp_(parameter, 1 - options.train.ema_decay)
         (mse + vlb).item()
 
+    work = batch * pair_work(config)
+
+    def row(who: str, seconds: float, dtype: torch.dtype, ratio: float | None = None) -> Row:
+        rate = _rate(work, seconds)
+        what = f"batch {batch}: {who}, {name_of(dtype)}"
+        return Row(what, seconds / batch, ratio, rate=rate, share=rate / rates[dtype])
+
     seconds = _repeated(plainly)
-    yield Row(f"batch {batch}: plain loop, fp32", seconds / batch)
+    yield row("plain loop", seconds, torch.float32)
     state = State(options, placement)
     fast = HybridLoss(state.model, diffusion, options)
     moved = [placement.tensor(x) for x in (given.x_s, given.x_p, given.y_t)]
@@ -247,9 +257,32 @@ def training(config: ModelConfig, *, batch: int) -> Iterator[Row]:
         (mse + vlb).item()
 
     took = _repeated(step)
-    yield Row(f"batch {batch}: ours, {name_of(placement.dtype)}", took / batch, seconds / took)
+    yield row("ours", took, placement.dtype, seconds / took)
     alone = loading(config, batch=batch)
     yield Row(f"batch {batch}: its loader alone", alone / batch, took / alone)
+
+
+def training_hours(config: PIDMConfig) -> str:
+    """A guess, in words, of how long a training takes one process here; nothing of it is run."""
+    work = pair_work(config.model, recompute=config.train.recompute)
+    rate = convolution_rate(place(config.train.precision).dtype)
+    seconds = work * config.train.steps * config.train.batch_size / (SHARE * rate * 1e12)
+    return (
+        f"about {seconds / 3600:,.1f} hours here by one process: {work / 1e9:,.1f} GFLOP a pair, "
+        f"at a third of the {rate:.2f} TFLOP/s of a large convolution"
+    )
+
+
+def pair_work(config: ModelConfig, *, recompute: bool = False) -> float:
+    """FLOP of a training step for each of its pairs, counted on the meta device."""
+    with torch.device("meta"):
+        model = PIDM(config, recompute=recompute).train()
+        given = conditions(config, 1, torch.device("meta"))
+
+    def step() -> None:
+        model(given.y_t, given.t, given.x_p, model.encode(given.x_s)).sum().backward()
+
+    return _flops(step)
 
 
 def loading(config: ModelConfig, *, batch: int) -> float:
@@ -380,8 +413,9 @@ def measure(network: Measured, rates: Mapping[torch.dtype, float]) -> Report:
         for guidance in GUIDANCES
         for row in sampling(config, guidance=guidance, batches=network.batches, rates=rates)
     ]
+    trained = list(training(config, batch=network.trained, rates=rates))
     kept = kept_bytes(config, recompute=False), kept_bytes(config, recompute=True)
-    return Report(str(network), steps, list(training(config, batch=network.trained)), kept)
+    return Report(str(network), steps, trained, kept)
 
 
 def convolution_rates(*, bf16: bool) -> dict[torch.dtype, float]:

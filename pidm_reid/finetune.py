@@ -251,6 +251,7 @@ def make_manager(
 ) -> Any:
     """torchreid's ImageDataManager over lists of images."""
     how = how or How()
+    check_batch(len(train), config)
     if how.half_real:
         _check_halves(train, config.batch_size)
     use_gpu = torch.cuda.is_available()
@@ -267,12 +268,16 @@ def make_manager(
             train_sampler="RandomDatasetSampler" if how.half_real else "RandomSampler",
             num_datasets=2,
         )
-    if not len(manager.train_loader):  # torchreid would train nothing, without a word
+    return manager
+
+
+def check_batch(images: int, config: NetworkConfig) -> None:
+    """Refuse a set too small for one batch, of which torchreid would train nothing, silently."""
+    if images < config.batch_size:
         raise UserError(
-            f"{len(train)} training images are fewer than one batch of {config.batch_size}; "
+            f"{images} training images are fewer than one batch of {config.batch_size}; "
             "give a smaller batch_size"
         )
-    return manager
 
 
 def _check_halves(train: Sequence[Item], batch_size: int) -> None:

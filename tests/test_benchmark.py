@@ -11,7 +11,7 @@ from torch import nn
 
 from pidm_core import benchmark
 from pidm_core.benchmark import Row
-from pidm_core.config import DiffusionConfig, Guidance
+from pidm_core.config import DiffusionConfig, Guidance, PIDMConfig, TrainConfig
 from pidm_core.diffusion import Diffusion, guidance_terms
 from pidm_core.hardware import Placement
 from tools import benchmark as tool
@@ -48,8 +48,12 @@ def test_rows_state_ratio_difference_and_rate_of_the_same_run() -> None:
     assert fast.difference < 2e-4  # rounding: 4e-5 for this network of random weights
     assert fast.rate is not None
     assert fast.share == pytest.approx(fast.rate / 2)
-    plain, fast, loader = benchmark.training(TINY, batch=2)
+    plain, fast, loader = benchmark.training(
+        TINY, batch=2, rates=dict.fromkeys((torch.float32, torch.bfloat16), 2.0)
+    )
     assert fast.ratio == pytest.approx(plain.seconds / fast.seconds)
+    assert plain.rate == pytest.approx(benchmark.pair_work(TINY) / plain.seconds / 1e12)
+    assert fast.share == pytest.approx(fast.rate / 2)
     assert loader.ratio == pytest.approx(fast.seconds / loader.seconds)
 
 
@@ -68,6 +72,24 @@ def test_work_is_counted_as_by_hand() -> None:
     conv = nn.Conv2d(4, 8, 3, padding=1)  # 2 * 9 * 4 * 8 a pixel
     assert benchmark._flops(lambda: conv(torch.ones(2, 4, 5, 6))) == 2 * 9 * 4 * 8 * 2 * 5 * 6
     assert benchmark._rate(3e12, 1.5) == 2
+
+
+def test_a_training_step_is_counted_as_two_and_a_half_to_three_times_its_forward_pass() -> None:
+    given, model = benchmark.conditions(TINY, 1, torch.device("cpu")), benchmark.network(TINY)
+    once = benchmark._flops(lambda: model(given.y_t, given.t, given.x_p, model.encode(given.x_s)))
+    assert 2.5 * once < benchmark.pair_work(TINY) < 3 * once  # the first layer's input needs none
+    assert (
+        benchmark.pair_work(TINY, recompute=True) > benchmark.pair_work(TINY) + 0.5 * once
+    )  # of its blocks
+
+
+def test_a_training_is_guessed_from_its_work_and_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(benchmark, "convolution_rate", lambda _: 0.3)
+    config = PIDMConfig(model=TINY, train=TrainConfig(steps=10**6, batch_size=36))
+    hours = benchmark.pair_work(TINY) * 10**6 * 36 / 0.1e12 / 3600
+    assert benchmark.training_hours(config).startswith(f"about {hours:,.1f} hours here")
 
 
 def test_recomputing_keeps_the_inputs_of_the_layers_alone() -> None:

@@ -77,6 +77,12 @@ def test_dry_run_says_the_cost_and_creates_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_sees_that_no_batch_is_filled(market: Path) -> None:
+    call("synthesize", "--data", market, "--ratio", 0.5, "--out", "a")
+    with pytest.raises(UserError, match="18 training images are fewer than one batch of 19"):
+        call("train_reid", "--augmented", "a", "--batch-size", 19, "--dry-run")
+
+
 def test_amount_is_per_image_or_a_total(market: Path) -> None:
     call("synthesize", "--data", market, "--per-image", 2, "--ratio", 0.5, "--out", "a")
     call("synthesize", "--data", market, "--fill-to", 25, "--ratio", 0.5, "--out", "b")

@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -426,6 +427,32 @@ def test_a_rater_counts_once(made: Path, study: tuple[str, Key], tmp_path: Path)
         tool("score", "--key", made / "study_key.json")
     with pytest.raises(UserError, match="'count' is neither build nor score"):
         tool("count")
+
+
+def test_the_commands_of_the_documentation_run(
+    people: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    market = people / "market1501"
+    there = {"data/market1501/bounding_box_test": market / "bounding_box_train"}
+    there |= {"data/test": market / "bounding_box_train"}
+    there |= {"data/market-annotation-test.csv": market / "exact-annotation-train.csv"}
+    there |= {f"out/{name.lower()}": people / name for name in METHODS}
+    for name, place in there.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).symlink_to(place)
+    page = (Path(__file__).parent.parent / "docs/user_study.md").read_text()
+    block = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)[0].replace("\\\n", " ")
+    build, score = (shlex.split(line)[2:] for line in block.splitlines())
+    assert tool(*build) == DONE
+    answers = answered(read_key(Path("study_key.json")), r2g=3, g2r=12, best=BEST)
+    write_json(Path("answers-a.json"), answers)
+    assert score[-1] == "answers-*.json"
+    assert tool(*score[:-1], *Path().glob(score[-1])) == DONE
+    assert re.search(r"G2R +40", capsys.readouterr().out)
 
 
 # ---------------------------------------------------------------- in a browser

@@ -22,7 +22,7 @@ class Options(PIDMConfig):
     minutes: float = 0.0
     """Stop and save after so many minutes, as SIGTERM does (0: no limit)."""
     dry_run: bool = False
-    """Print pairs, parameters and steps, and stop."""
+    """Print pairs, parameters, steps and a guess of the time, and stop."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,7 +55,10 @@ def main(argv: list[str] | None = None) -> int:
         flush=True,
     )
     if options.dry_run:
+        from pidm_core.benchmark import training_hours
+
         print(f"{len(load_pairs(config)):,} training pairs in {config.data}")
+        print(training_hours(config))
         return DONE
     steps = train(config, folder)
     for step in watch(steps, total=config.train.steps, label="train") if talks else steps:

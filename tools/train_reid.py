@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     from pidm_reid import finetune, folder, weights
 
     augmented = folder.read_augmented(options.augmented)
+    finetune.check_batch(len(augmented.real), options)
     passes = (options.standard.steps + options.finetune.steps) * options.batch_size
     if options.dry_run:
         hours = passes / finetune.measure_speed(options) / 3600

@@ -92,8 +92,8 @@ def garment_mask(joints: np.ndarray, garment: str, size: tuple[int, int]) -> np.
     torso = float(np.linalg.norm(hips - points[NECK]))
     mask = np.zeros(size, dtype=bool)
     for start, end, width in _LIMBS[garment]:
-        ends = (points[list(joined)].mean(0) for joined in (start, end))
-        mask |= _near(*ends, (0, 1), width * torso, size)
+        a, b = (points[list(joined)].mean(0) for joined in (start, end))
+        mask |= _near(a, b, (0, 1), width * torso, size)
     return mask
 
 

@@ -249,6 +249,8 @@ class DistillConfig:
     """Its weight of the pose (default: the teacher's own)."""
     w_s: float | None = None
     """Its weight of the style (default: the teacher's own)."""
+    interval: tuple[float, float] | None = None
+    """Shares of the teacher's steps between which it acts (default: the teacher's own)."""
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:

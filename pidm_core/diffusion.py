@@ -370,6 +370,33 @@ def guided(
     return denoise
 
 
+def turns(
+    model: Network,
+    diffusion: Diffusion,
+    *,
+    x_p: Tensor,
+    texture: list[Tensor],
+    settings: SampleConfig,
+    absent: list[tuple[Tensor, ...]] | None = None,
+) -> list[Denoise]:
+    """What denoises at each of `settings.steps`: with guidance within the interval, else without.
+
+    The other arguments are those of `guided`.
+    """
+    first, end = guided_steps(settings.interval, settings.steps)
+    wanted: list[Guidance] = [
+        settings.guidance if first <= step < end else "none" for step in range(settings.steps)
+    ]
+    made = {
+        guidance: guided(
+            model, diffusion, x_p=x_p, texture=texture, guidance=guidance,
+            w_p=settings.w_p, w_s=settings.w_s, absent=absent,
+        )
+        for guidance in set(wanted)
+    }  # fmt: skip
+    return [made[guidance] for guidance in wanted]
+
+
 @torch.inference_mode()
 def sample_images(
     model: Network,
@@ -388,25 +415,9 @@ def sample_images(
 
     `noise` and `known` are those of Diffusion.sample, `absent` that of `guided`.
     """
-
-    def denoiser(guidance: Guidance) -> Denoise:
-        return guided(
-            model, diffusion, x_p=x_p, texture=texture, guidance=guidance,
-            w_p=settings.w_p, w_s=settings.w_s, absent=absent,
-        )  # fmt: skip
-
-    first, end = guided_steps(settings.interval, settings.steps)
-    inside = denoiser(settings.guidance) if first < end else None
-    outside = denoiser("none") if end - first < settings.steps else None
-    turns = iter([inside if first <= i < end else outside for i in range(settings.steps)])
-
-    def denoise(y_t: Tensor, t: Tensor) -> Tensor:
-        turn = next(turns)
-        assert turn is not None
-        return turn(y_t, t)
-
+    turn = iter(turns(model, diffusion, x_p=x_p, texture=texture, settings=settings, absent=absent))
     steps = diffusion.sample(
-        denoise,
+        lambda y_t, t: next(turn)(y_t, t),
         y_T,
         steps=settings.steps,
         sampler=settings.sampler,

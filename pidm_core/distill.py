@@ -23,14 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from pidm_core.checkpoint import find_model, load_model
-from pidm_core.config import DistillConfig, Guidance, PIDMConfig
-from pidm_core.diffusion import Denoise, Diffusion, ddim_step, guided
+from pidm_core.config import DistillConfig, PIDMConfig, SampleConfig
+from pidm_core.diffusion import Denoise, Diffusion, ddim_step, turns
 from pidm_core.files import UserError, read_json, write_json
 from pidm_core.hardware import Placement
 from pidm_core.model import PIDM
 from pidm_core.train import Progress, train
 
 FILE = "student.json"
+FOLDED = ("guidance", "w_p", "w_s", "interval")  # into one evaluation
 
 
 # ---------------------------------------------------------------- what is taught
@@ -46,10 +47,10 @@ def grid(diffusion: Diffusion, steps: int, teacher_steps: int) -> list[list[int]
 
 
 def walk(
-    denoise: Denoise, diffusion: Diffusion, y: Tensor, levels: Sequence[int], *, clip: bool
+    turns: Sequence[Denoise], diffusion: Diffusion, y: Tensor, levels: Sequence[int], *, clip: bool
 ) -> Tensor:
-    """From y at the first level to the last one by DDIM steps."""
-    for level, after in pairwise(levels):
+    """From y at the first level to the last one by DDIM steps, a turn of denoising for each."""
+    for denoise, (level, after) in zip(turns, pairwise(levels), strict=True):
         t = torch.full((len(y),), level, device=y.device)
         y_0 = diffusion.predict_y0(y, t, denoise(y, t).float()[:, :3])
         y_0 = y_0.clamp(-1, 1) if clip else y_0
@@ -76,17 +77,15 @@ class Teacher:
     """A trained network and how it is sampled."""
 
     model: PIDM
-    guidance: Guidance
-    w_p: float
-    w_s: float
-    clip: bool
-    steps: int
-    """Steps that one of the student replaces."""
+    settings: SampleConfig
 
     def __str__(self) -> str:
-        if self.guidance == "none":
+        how = self.settings
+        if how.guidance == "none":
             return "no guidance"
-        return f"{self.guidance} guidance, w_p {self.w_p:g}, w_s {self.w_s:g}"
+        begin, end = how.interval
+        when = "" if how.interval == (0, 1) else f" from {begin:.0%} to {end:.0%} of the steps"
+        return f"{how.guidance} guidance{when}, w_p {how.w_p:g}, w_s {how.w_s:g}"
 
     def placed(self, like: nn.Module) -> PIDM:
         """The network on the device and in the precision of another."""
@@ -103,7 +102,10 @@ class StudentLoss(nn.Module):
         super().__init__()
         self.model = model.eval()  # no dropout: who imitates a teacher learns nothing by heart
         self.diffusion, self.clip = diffusion, config.sample.clip
-        self.levels = grid(diffusion, config.sample.steps, teacher.steps)
+        self.steps = (
+            teacher.settings.steps // config.sample.steps
+        )  # of the teacher, for each of ours
+        self.levels = grid(diffusion, config.sample.steps, self.steps)
         self.teacher = teacher
         self._network = [teacher.placed(model)]  # in a list: not a part that is trained
 
@@ -112,15 +114,15 @@ class StudentLoss(nn.Module):
 
         The variance is not taught: a student takes steps without noise. Nor is the true y_0.
         """
-        denoise = self._guided(x_s, x_p)
+        taught = self._turns(x_s, x_p)
         styles = self.model.prepare(self.model.encode(x_s))
         y, errors = torch.randn_like(y_0, dtype=torch.float32), []
-        for level, *between, after in self.levels:
+        for k, (level, *between, after) in enumerate(self.levels):
             t = torch.full((len(y),), level, device=y.device)
             out = self.model.denoise(y.to(x_p.dtype), t, x_p, styles).float()
             with torch.no_grad():
-                path = [level, *between, after]
-                there = walk(denoise, self.diffusion, y, path, clip=self.teacher.clip)
+                path, part = [level, *between, after], taught[k * self.steps : (k + 1) * self.steps]
+                there = walk(part, self.diffusion, y, path, clip=self.teacher.settings.clip)
                 wanted = self._prediction(
                     y, t, image_between(self.diffusion, y, there, level, after)
                 )
@@ -129,18 +131,12 @@ class StudentLoss(nn.Module):
         error = torch.stack(errors).mean()
         return error, torch.zeros_like(error)
 
-    def _guided(self, x_s: Tensor, x_p: Tensor) -> Denoise:
-        (network,), teacher = self._network, self.teacher
+    def _turns(self, x_s: Tensor, x_p: Tensor) -> list[Denoise]:
+        (network,) = self._network
         with torch.no_grad():
-            return guided(
-                network,
-                self.diffusion,
-                x_p=x_p,
-                texture=network.encode(x_s),
-                guidance=teacher.guidance,
-                w_p=teacher.w_p,
-                w_s=teacher.w_s,
-            )
+            texture = network.encode(x_s)
+            how = self.teacher.settings
+            return turns(network, self.diffusion, x_p=x_p, texture=texture, settings=how)
 
     def _prediction(self, y_t: Tensor, t: Tensor, y_0: Tensor) -> Tensor:
         """An image as the network predicts it: itself, or the eps that it implies."""
@@ -151,7 +147,7 @@ class StudentLoss(nn.Module):
     def _step(self, y: Tensor, t: Tensor, out: Tensor, level: int, after: int) -> Tensor:
         """The student's own step, as a sampler takes it."""
         denoise = partial(self.diffusion.to_eps, out)
-        return walk(denoise, self.diffusion, y, [level, after], clip=self.clip)
+        return walk([denoise], self.diffusion, y, [level, after], clip=self.clip)
 
 
 # ---------------------------------------------------------------- a training
@@ -180,14 +176,9 @@ def prepare(config: DistillConfig) -> Lesson:
             f"{config.teacher}: is a student of {own.steps} steps and knows no others; steps "
             f"times teacher_steps must be {own.steps}, not {steps}"
         )
-    teacher = Teacher(
-        model,
-        own.guidance if config.guidance is None else config.guidance,
-        own.w_p if config.w_p is None else config.w_p,
-        own.w_s if config.w_s is None else config.w_s,
-        own.clip,
-        config.teacher_steps,
-    )
+    given = {name: getattr(config, name) for name in FOLDED}
+    given = {name: value for name, value in given.items() if value is not None}
+    how = replace(own, steps=steps, **given)
     run = PIDMConfig(
         data=config.data,
         keypoints=config.keypoints,
@@ -196,10 +187,11 @@ def prepare(config: DistillConfig) -> Lesson:
         diffusion=diffusion,
         train=replace(config.train, init=config.teacher, eta=0.0),
         sample=replace(own, steps=config.steps, sampler="ddim", spacing="trailing",
-                       guidance="none"),
+                       guidance="none", interval=(0.0, 1.0)),
     )  # fmt: skip
-    folded = {name: getattr(teacher, name) for name in ("guidance", "w_p", "w_s", "steps")}
-    return Lesson(run, teacher, {"teacher": config.teacher, "weights": digest, **folded})
+    folded = {name: getattr(how, name) for name in FOLDED} | {"interval": list(how.interval)}
+    note = {"teacher": config.teacher, "weights": digest, "steps": config.teacher_steps, **folded}
+    return Lesson(run, Teacher(model, how), note)
 
 
 def _is_student(folder: Path) -> bool:
@@ -228,9 +220,8 @@ def distill(lesson: Lesson, run: Path) -> Iterator[Progress]:
 
 def _about(lesson: Lesson) -> str:
     """What the model card says of the teacher."""
-    teacher, steps = lesson.teacher, lesson.run.sample.steps
     return (
-        f"A student of `{lesson.note['teacher']}`: {steps} evaluations an image, each for "
-        f"{teacher.steps} of its teacher's steps with {teacher}.\n"
+        f"A student of `{lesson.note['teacher']}`: {lesson.run.sample.steps} evaluations an image, "
+        f"each for {lesson.note['steps']} of its teacher's steps with {lesson.teacher}.\n"
         f"It knows no other number of steps, no guidance, and only source and pose together.\n"
     )

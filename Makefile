@@ -64,8 +64,7 @@ LARGE = --name reid_toy_128 --student.height 128 --student.width 64
 results: generator
 	$(REID)
 	$(REID) --ratios 0.2 --seeds 0,1,2 --rows Standard,Standard-same-steps,PIDM-strict,PIDM-strict-fly --variants $(VARIANTS)
-	$(REID) $(LARGE) --ratios 0.2
-	$(REID) $(LARGE) --ratios 0.4 --seeds 0,1
+	$(REID) $(LARGE)
 	$(PY) tools/reproduce_table.py ablation --config configs/toy_ablation.yaml
 	$(PY) tools/report.py results/reid_toy results/reid_toy_128 --publish docs/results
 

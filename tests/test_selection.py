@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -215,3 +216,29 @@ def test_selecting_market1501s_number_of_images_takes_seconds() -> None:
     assert time.process_time() - begin < 30
     counts = np.bincount(pids[sources[[int(c.file_name) for c in choices if c.kept]]])
     assert counts.max() == 8
+
+
+@pytest.mark.slow
+def test_13000_images_are_judged_within_a_minute_of_a_processor() -> None:
+    rng = np.random.default_rng(0)
+    people = np.arange(12936) % 751
+    centres = rng.standard_normal((751, 2048), dtype=np.float32)
+    sources = np.arange(13000) % len(people)
+    real, made = (
+        centres[pids] + rng.standard_normal((len(pids), 2048), dtype=np.float32)
+        for pids in (people, people[sources])
+    )
+    begin = time.process_time()
+    choices, _ = select(
+        [str(k) for k in range(len(made))],
+        features=made,
+        sources=sources,
+        poses=rng.standard_normal((len(made), 36), dtype=np.float32),
+        real_names=[str(k) for k in range(len(real))],
+        real_features=real,
+        real_pids=people,
+        keep=dict.fromkeys(range(751), 9),
+        config=SelectionConfig(),
+    )
+    assert time.process_time() - begin < 60
+    assert sum(choice.kept for choice in choices) == 751 * 9

@@ -15,8 +15,9 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 if TYPE_CHECKING:
     import numpy as np
@@ -326,20 +327,22 @@ def run(main: Callable[[list[str] | None], int]) -> NoReturn:
     signal.signal(signal.SIGTERM, terminate)
     try:
         code = main(None)
-        sys.stdout.flush()
+        sys.stdout.flush()  # here, where a full disk is still an error
     except UserError as error:
         code = _complain(str(error), error.code, debug)
     except KeyboardInterrupt:
         code = _complain("interrupted; the same command goes on", INTERRUPTED, debug)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` is no error
-        code = DONE
+        code = DONE  # `| head` is no error
     except (MemoryError, OSError) as error:
         hint = "; free some space" if getattr(error, "errno", 0) == errno.ENOSPC else ""
         code = _complain(f"{str(error) or 'out of memory'}{hint}", ENVIRONMENT, debug)
     except Exception as error:
         what = f"internal error: {type(error).__name__}: {error} (--debug shows where)"
         code = _complain(what, INTERNAL, debug)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            _let_go(stream)
     sys.exit(code)
 
 
@@ -361,7 +364,16 @@ def stop_after(minutes: float) -> None:
 
 
 def _complain(message: str, code: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    print(f"error: {CONTROL.sub('?', message)}", file=sys.stderr)
+    with suppress(OSError):  # a log on the full disk
+        if debug:
+            traceback.print_exc()
+        print(f"error: {CONTROL.sub('?', message)}", file=sys.stderr)
     return code
+
+
+def _let_go(stream: TextIO) -> None:
+    """Flush it, or drop what cannot be written: else Python would end with a code of its own."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -37,6 +38,7 @@ from pidm_core.files import (
     write_json,
 )
 
+ROOT = Path(__file__).parent.parent
 GREY = np.full((24, 16, 3), 120, np.uint8)
 
 
@@ -316,6 +318,34 @@ def test_errors_become_one_line_and_an_exit_code(
     shown = capsys.readouterr().err
     assert shown.startswith(line)
     assert shown.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (["tools/verify.py", "nosuch"], BAD_DATA),
+        (["tools/verify.py", "--nosuch"], USAGE),
+        (["tools/make_toy_market.py", "--dry-run"], ENVIRONMENT),
+    ],
+)
+def test_the_exit_code_stands_where_the_log_is_on_a_full_disk(
+    command: list[str], code: int
+) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, stdout=full, stderr=full, check=False
+        )
+    assert done.returncode == code
+
+
+def test_what_only_lost_its_reader_is_done() -> None:
+    tool = [sys.executable, "tools/make_toy_market.py", "--dry-run"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as pipe:
+        done = subprocess.run(tool, cwd=ROOT, stdout=pipe, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (DONE, b"")
 
 
 def test_a_limit_of_time_is_a_sigterm_of_ones_own_that_can_be_taken_back(

@@ -181,7 +181,7 @@ def full_disks(number: int) -> Row:
     for _ in range(number // 2):
         limit = rng.choice([rng.randrange(2000), rng.randrange(1_780_000)])
         done = work.train("none", 0, file_bytes=limit)
-        _check(row, work, done, work.run, f"files of {limit} bytes")
+        _check(row, work, done, work.run, f"files of {limit} bytes", room=limit)
     with small_disk(work.root / "disk") as disk:
         for _ in range(number - number // 2 if disk else 0):
             size = rng.randrange(256, 11_000)  # a run needs 11.5 MiB
@@ -195,9 +195,13 @@ def full_disks(number: int) -> Row:
     return row
 
 
-def _check(row: Row, work: Lab, done: Finished, run: Path, what: str) -> None:
+def _check(
+    row: Row, work: Lab, done: Finished, run: Path, what: str, *, room: int | None = None
+) -> None:
+    """room: bytes that fit into the file which takes the message."""
     wrong = "".join(faults(run)[:1]) or work.finishes(run)
-    good = done.code == ENVIRONMENT and done.err.count("\n") == 1 and not wrong
+    told = done.err.count("\n") == 1 or len(done.err) == room
+    good = done.code == ENVIRONMENT and told and not wrong
     row.check(good, f"{what}: {done.code} {wrong} {'' if good else done.err.strip()[-200:]}")
 
 

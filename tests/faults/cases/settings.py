@@ -75,7 +75,7 @@ YAML = (
     yaml("one checkpoint kept", "train: {keep: 1}\n", "must be at least 2"),
     yaml("eta of a half", "train: {eta: 0.5}\n", "outside 0 ... 1/3"),
     yaml("all people withheld", "train: {withhold: 1}\n", "outside 0 ... 1"),
-    yaml("no noise levels", "diffusion: {T: 0}\n", "is outside 1 ..."),
+    yaml("no noise levels", "diffusion: {T: 0}\n", "is outside 2 ..."),
     yaml("negative noise", "diffusion: {beta_first: -1}\n", "is outside"),
     yaml("a batch of a billion images", "sample: {batch_size: 1000000000}\n", "is outside 1 ..."),
     yaml("no steps of sampling", "sample: {steps: 0}\n", "must be at least 1"),

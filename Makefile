@@ -15,7 +15,7 @@ WEIGHTS ?= $(HOME)/.cache/torch/hub/checkpoints/resnet50-19c8e357.pth
 # Without bytecode files every tool would compile torch's Python again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup generator demo results results-quick test test-faults slow check bundled paper
+.PHONY: setup generator pretrain demo results results-quick test test-faults slow check bundled paper
 ifeq ($(SETUP),1)
 READY = .venv/ready
 endif
@@ -52,16 +52,17 @@ demo: generator
 REID = $(PY) tools/reproduce_table.py reid --config configs/reid_toy.yaml
 
 # Rows of one changed setting: what the plan chooses, how many images, how they are trained on, a
-# strict generator that began with random weights, and the bundled model as it is.
+# strict generator that began with random weights, the bundled model as it is and its student.
 VARIANTS = PIDM-strict-balanced=plan.pose_policy=balanced,PIDM-strict-scale=plan.same_scale=1.2
 VARIANTS := $(VARIANTS),PIDM-strict-cameras=plan.source_policy=cameras
 VARIANTS := $(VARIANTS),PIDM-strict-x1=per_image=1,PIDM-strict-x2=per_image=2,PIDM-strict-x8=per_image=8
 VARIANTS := $(VARIANTS),PIDM-strict-half=policy.half_real=true,PIDM-strict-last=policy.real_last=0.2
 VARIANTS := $(VARIANTS),PIDM-strict-scratch=strict=configs/toy_strict_scratch.yaml
-VARIANTS := $(VARIANTS),PIDM-teacher=run=toy_market
+VARIANTS := $(VARIANTS),PIDM-teacher=run=toy_market,PIDM-student=run=runs/toy_student_half
 LARGE = --name reid_toy_128 --student.height 128 --student.width 64
 
-results: generator
+results: generator pretrain
+	$(PY) tools/distill.py --config configs/toy_student.yaml --out runs/toy_student_half
 	$(REID)
 	$(REID) --ratios 0.2 --seeds 0,1,2 --rows Standard,Standard-same-steps,PIDM-strict,PIDM-strict-fly --variants $(VARIANTS)
 	$(REID) $(LARGE)
@@ -89,7 +90,9 @@ paper: $(READY) $(WEIGHTS)
 	$(PY) -m accelerate.commands.launch tools/train_pidm.py --config configs/market1501.yaml --out runs/paper
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501.yaml --name paper --run runs/paper --folders data/paper --ratios 0.2,0.4,0.6,0.8,1.0 --rows Standard,Standard-same-steps,PIDM-paper --student.weights $(WEIGHTS)
 
-bundled: $(READY)
+pretrain: $(READY)
 	$(PY) tools/make_toy_market.py --out data/toy_pretrain --seed 1 --train-people pretrain --test-people development --train-identities 3000 --train-images 12000
+
+bundled: pretrain
 	OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone --nproc-per-node 2 tools/train_pidm.py --config configs/toy_market.yaml --out runs/toy_pretrain
 	$(PY) -c "from pathlib import Path; from pidm_core.checkpoint import ASSETS, bundle; print(bundle(Path('runs/toy_pretrain'), ASSETS / 'toy_market'))"

@@ -21,7 +21,9 @@ def main(argv: list[str]) -> int:
             begin = time.monotonic()
             rows.append(measure(number))
             took = time.monotonic() - begin
-            print(f"{rows[-1].what}: {rows[-1].times} in {took:.0f} s", file=sys.stderr, flush=True)
+            row = rows[-1]
+            done = f"{row.what}: {row.times} in {took:.0f} s, broken promises: {len(row.wrong)}"
+            print(done, file=sys.stderr, flush=True)
     print(table(rows))
     return int(any(row.wrong and not row.compared for row in rows))
 

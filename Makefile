@@ -52,17 +52,21 @@ demo: generator
 REID = $(PY) tools/reproduce_table.py reid --config configs/reid_toy.yaml
 
 # Rows of one changed setting: what the plan chooses, how many images, how they are trained on, a
-# strict generator that began with random weights, the bundled model as it is and its student.
+# strict generator that began with random weights, the bundled model as it is and its students.
 VARIANTS = PIDM-strict-balanced=plan.pose_policy=balanced,PIDM-strict-scale=plan.same_scale=1.2
 VARIANTS := $(VARIANTS),PIDM-strict-cameras=plan.source_policy=cameras
 VARIANTS := $(VARIANTS),PIDM-strict-x1=per_image=1,PIDM-strict-x2=per_image=2,PIDM-strict-x8=per_image=8
 VARIANTS := $(VARIANTS),PIDM-strict-half=policy.half_real=true,PIDM-strict-last=policy.real_last=0.2
 VARIANTS := $(VARIANTS),PIDM-strict-scratch=strict=configs/toy_strict_scratch.yaml
 VARIANTS := $(VARIANTS),PIDM-teacher=run=toy_market,PIDM-student=run=runs/toy_student_half
+VARIANTS := $(VARIANTS),PIDM-student-one=run=runs/toy_student_half1
+DISTILL = $(PY) tools/distill.py --config configs/toy_student.yaml
 LARGE = --name reid_toy_128 --student.height 128 --student.width 64
 
 results: generator pretrain
-	$(PY) tools/distill.py --config configs/toy_student.yaml --out runs/toy_student_half
+	$(DISTILL) --out runs/toy_student_half
+	$(DISTILL) --teacher runs/toy_student_half --steps 2 --teacher-steps 2 --train.steps 150 --out runs/toy_student_half2
+	$(DISTILL) --teacher runs/toy_student_half2 --steps 1 --teacher-steps 2 --train.steps 150 --out runs/toy_student_half1
 	$(REID)
 	$(REID) --ratios 0.2 --seeds 0,1,2 --rows Standard,Standard-same-steps,PIDM-strict,PIDM-strict-fly --variants $(VARIANTS)
 	$(REID) $(LARGE)

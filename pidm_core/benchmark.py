@@ -196,6 +196,8 @@ def generators(*, quick: bool) -> Iterator[tuple[str, float]]:
     bundled = load_config(PIDMConfig, BUNDLED)
     steps = bundled.sample.steps * len(guidance_terms(bundled.sample.guidance, W_P, W_S))
     yield f"bundled model, {steps} evaluations", generation(bundled.model, bundled.sample)
+    student = SampleConfig(steps=1, guidance="none")
+    yield "its student of 1 evaluation", generation(bundled.model, student)
     for channels, evaluations in ((64, 1), (32, 4)):
         config = ModelConfig(
             size=(64, 32), channels=channels, channel_mults=(1, 2, 3, 4), texture_factors=(4, 8)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +102,8 @@ class StudentLoss(nn.Module):
         super().__init__()
         self.model = model.eval()  # no dropout: who imitates a teacher learns nothing by heart
         self.diffusion, self.clip = diffusion, config.sample.clip
-        self.steps = (
-            teacher.settings.steps // config.sample.steps
-        )  # of the teacher, for each of ours
-        self.levels = grid(diffusion, config.sample.steps, self.steps)
+        steps = config.sample.steps
+        self.levels = grid(diffusion, steps, teacher.settings.steps // steps)
         self.teacher = teacher
         self._network = [teacher.placed(model)]  # in a list: not a part that is trained
 
@@ -114,14 +112,15 @@ class StudentLoss(nn.Module):
 
         The variance is not taught: a student takes steps without noise. Nor is the true y_0.
         """
-        taught = self._turns(x_s, x_p)
+        taught = iter(self._turns(x_s, x_p))
         styles = self.model.prepare(self.model.encode(x_s))
         y, errors = torch.randn_like(y_0, dtype=torch.float32), []
-        for k, (level, *between, after) in enumerate(self.levels):
+        for level, *between, after in self.levels:
             t = torch.full((len(y),), level, device=y.device)
             out = self.model.denoise(y.to(x_p.dtype), t, x_p, styles).float()
             with torch.no_grad():
-                path, part = [level, *between, after], taught[k * self.steps : (k + 1) * self.steps]
+                path = [level, *between, after]
+                part = list(islice(taught, len(path) - 1))
                 there = walk(part, self.diffusion, y, path, clip=self.teacher.settings.clip)
                 wanted = self._prediction(
                     y, t, image_between(self.diffusion, y, there, level, after)

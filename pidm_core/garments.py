@@ -1,4 +1,4 @@
-"""The colours of a drawn or photographed person's clothes, found by the joints.
+"""Where a drawn or photographed person's clothes are, by the joints, and their colours.
 
 The upper garment is looked for along the spine, the lower one along the upper half of both
 thighs (where shorts and skirts reach too). Widths are shares of the torso's length, from neck to

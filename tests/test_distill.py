@@ -127,9 +127,9 @@ def test_the_lesson_is_the_teachers_guided_steps_composed() -> None:
     torch.testing.assert_close(ddim_step(y, y_0, abar=a, abar_before=b), there)
 
 
-@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.0, 0.4)])
+@pytest.mark.parametrize(("interval", "least"), [((0.0, 1.0), 1e-4), ((0.0, 0.4), 1e-5)])
 def test_a_student_of_one_step_learns_the_image_that_the_sampler_draws(
-    config: DistillConfig, interval: tuple[float, float]
+    config: DistillConfig, interval: tuple[float, float], least: float
 ) -> None:
     config = dataclasses.replace(config, steps=1, teacher_steps=5, interval=interval)
     lesson = prepare(config)
@@ -146,7 +146,7 @@ def test_a_student_of_one_step_learns_the_image_that_the_sampler_draws(
         )
         alone = model(y_T, torch.full((2,), 999), x_p, texture)[:, :3]
     expected = float((alone - drawn).square().mean())
-    assert expected > 1e-5
+    assert expected > least
     found = first_loss(config)
     assert found == pytest.approx(expected, rel=1e-4)
 

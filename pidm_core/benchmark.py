@@ -56,7 +56,7 @@ class Row:
     seconds: float  # per image: of one guided step, or of one training step
     ratio: float | None = None
     difference: float | None = None  # of eps from the reference's, relative to its largest value
-    rate: float | None = None  # TFLOP/s of its convolutions and products
+    rate: float | None = None  # TFLOP/s of its convolutions, as direct sums, and products
     share: float | None = None  # of the rate of a large convolution in that precision
 
 
@@ -124,7 +124,6 @@ def ours(
     model: PIDM, diffusion: Diffusion, given: Conditions, guidance: Guidance, placement: Placement
 ) -> Denoise:
     """Guided noise as the pipeline computes it; `model` must be on `placement`."""
-    model.freeze()
     texture = model.encode(placement.tensor(given.x_s))
     return guided(
         model, diffusion, x_p=placement.tensor(given.x_p), texture=texture, guidance=guidance,
@@ -145,14 +144,17 @@ def sampling(
     plain = network(config).to(device)
     for count in batches:
         given, name = conditions(config, count, device), f"{guidance}, batch {count}"
-        expected, slow, rate = _measured(reference(plain, diffusion, given, guidance), given)
+        denoise = reference(plain, diffusion, given, guidance)
+        expected, slow, rate = _measured(denoise, given, _work(denoise, given))
         share = rate / rates[torch.float32]
         yield Row(f"{name}: reference, fp32", slow / count, rate=rate, share=share)
         for dtype, possible in rates.items():
             placement = Placement(device, dtype)
             model = placement.module(network(config))
             fast = ours(model, diffusion, given, guidance, placement)
-            eps, seconds, rate = _measured(fast, given)
+            work = _work(fast, given)  # of the direct sums, which a frozen network may shorten
+            model.freeze()
+            eps, seconds, rate = _measured(fast, given, work)
             difference = float((eps - expected).abs().max() / expected.abs().max())
             name_ours = f"{name}: ours, {name_of(dtype)}"
             times = slow / seconds
@@ -327,14 +329,18 @@ def kept_bytes(config: ModelConfig, *, recompute: bool) -> int:
 # ---------------------------------------------------------------- clocks
 
 
-def _measured(denoise: Denoise, given: Conditions) -> tuple[Tensor, float, float]:
+def _measured(denoise: Denoise, given: Conditions, work: float) -> tuple[Tensor, float, float]:
     """Its eps, the seconds that takes, and TFLOP/s."""
 
     def act() -> Tensor:
         return denoise(given.y_t, given.t)
 
-    work, seconds = _flops(act), _repeated(act)
+    seconds = _repeated(act)
     return act()[:, :3], seconds, _rate(work, seconds)
+
+
+def _work(denoise: Denoise, given: Conditions) -> float:
+    return _flops(lambda: denoise(given.y_t, given.t))
 
 
 def _repeated(act: Callable[[], object]) -> float:

@@ -10,22 +10,22 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pidm_core import winograd
 from pidm_core.config import ModelConfig
+from pidm_core.layers import GROUPS, Conv, GroupNorm
 
 POSE_CHANNELS = 20
-GROUPS = 32
+AnyConv = TypeVar("AnyConv", bound=nn.Conv2d)
 Style = tuple[Tensor, ...]
 """What a layer of H_N needs of F_s: K and V (B, N, C) each, or a feature map, or nothing."""
-Divide = Callable[..., list[Tensor]]
-"""Tensors in blocks of equal size -> those of them that `blocks` names."""
+LARGE = 2**19
+"""Bytes of an image's feature map from which on one image after the other is faster on a CPU."""
 
 
 class PIDM(nn.Module):
@@ -160,7 +160,7 @@ class NoisePredictor(nn.Module):
         self.out = nn.Sequential(
             GroupNorm(config.channels),
             nn.SiLU(),
-            zeroed(nn.Conv2d(config.channels, 6 * config.patch**2, 3, padding=1)),
+            zeroed(Conv(config.channels, 6 * config.patch**2, 3, padding=1)),
         )
 
     def prepare(self, texture: list[Tensor]) -> list[Style]:
@@ -179,38 +179,38 @@ class NoisePredictor(nn.Module):
     ) -> Tensor:
         run = partial(_run, recompute=self.recompute)
 
-        def divided(*parts: Tensor) -> list[Tensor]:
-            if blocks is None:
-                return [*parts]
-            number = max(blocks) + 1
-            return [torch.cat([p.chunk(number)[k] for k in blocks]) for p in parts]
-
+        rows = None  # of x, that each row of the output goes with
+        if blocks is not None:
+            size = len(x) // (max(blocks) + 1)
+            rows = [block * size + k for block in blocks for k in range(size)]
         together = True  # until the first layer that sees a style
         shared = 0  # so many skips come undivided
         if self.beside:
-            x, emb = divided(x, emb)
+            x, emb = taken(x, rows), taken(emb, rows)
             x, styles, together = torch.cat([x, *styles[0]], 1), [()] * len(self._layers()), False
         layers = zip(self._layers(), styles, strict=True)
         h, skips = F.pixel_unshuffle(x, self.patch), list[Tensor]()
         for layer, style in islice(layers, len(self.down)):
             h = run(layer.enter, h, emb)
             if style and together:
-                h, emb = divided(h, emb)
+                h, emb = taken(h, rows), taken(emb, rows)
                 together, shared = False, len(skips)
             h = run(layer.leave, h, emb, *style)
             skips.append(h)
         if together:  # only the middle sees a style
-            h, emb = divided(h, emb)
+            h, emb = taken(h, rows), taken(emb, rows)
             shared = len(skips)
         for layer, style in islice(layers, len(self.middle)):
             h = run(layer, h, emb, *style)
         for layer, style in layers:
             skip = skips.pop()
-            if blocks is not None and len(skips) < shared:
-                h = layer.beside(h, skip, emb, divided, *style)
+            undivided = rows if len(skips) < shared else None
+            if undivided is not None or not torch.is_grad_enabled():
+                h = layer.beside(h, skip, emb, undivided, *style)
             else:
                 h = run(layer, torch.cat([h, skip], 1), emb, *style)
-        return F.pixel_shuffle(self.out(h), self.patch)
+        out = torch.cat([self.out(h[k]) for k in rows_of(h)]) if large(h) else self.out(h)
+        return F.pixel_shuffle(out, self.patch)
 
 
 class Layer(nn.Module):
@@ -236,11 +236,13 @@ class Layer(nn.Module):
         entered: Tensor = self.block(h, emb) if isinstance(self.block, ResBlock) else self.block(h)
         return entered
 
-    def beside(self, h: Tensor, x: Tensor, emb: Tensor, divided: Divide, *style: Tensor) -> Tensor:
-        """forward(cat([h, *divided(x)], 1), emb, *style), sharing what the block can."""
+    def beside(
+        self, h: Tensor, x: Tensor, emb: Tensor, rows: Sequence[int] | None, *style: Tensor
+    ) -> Tensor:
+        """forward(cat([h, x[rows]], 1), emb, *style), sharing what the block can."""
         if isinstance(self.block, ResBlock) and self.block.divides(h.shape[1]):
-            return self.leave(self.block.beside(h, x, emb, divided), emb, *style)
-        shared: Tensor = self(torch.cat([h, *divided(x)], 1), emb, *style)
+            return self.leave(self.block.beside(h, x, emb, rows), emb, *style)
+        shared: Tensor = self(torch.cat([h, taken(x, rows)], 1), emb, *style)
         return shared
 
     def leave(self, h: Tensor, emb: Tensor, *style: Tensor) -> Tensor:
@@ -262,7 +264,7 @@ class TextureDiffusionBlock(nn.Module):
         self.norm = GroupNorm(channels)
         self.phi_q = nn.Conv2d(channels, channels, 1)
         self.phi_kv = nn.Conv2d(channels, 2 * channels, 1)  # K and V in one product
-        self.W = zeroed(nn.Conv2d(channels, channels, 1))
+        self.W = zeroed(Conv(channels, channels, 1))
         if positions:  # equal maps: a query is nearest to the key of its own place
             nn.init.orthogonal_(self.phi_q.weight, gain=1.3)
             with torch.no_grad():
@@ -281,8 +283,7 @@ class TextureDiffusionBlock(nn.Module):
             h = h + position_code(f_h)
         q = tokens(self.phi_q(h))  # (B, N, C)
         o = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
-        y: Tensor = f_h + self.W(o.transpose(1, 2).reshape(f_h.shape))
-        return y
+        return self.W.part(o.transpose(1, 2).reshape(f_h.shape), onto=f_h)
 
 
 class TextureConcatBlock(nn.Module):
@@ -323,6 +324,27 @@ def texture_block(
             return None
 
 
+def large(x: Tensor, resize: float = 1.0) -> bool:
+    """Whether an image alone fills a cache, so that one after the other is faster on a CPU."""
+    numbers = x[0].numel() * max(1.0, resize**2)
+    cpu = x.device.type == "cpu" and not torch.is_grad_enabled()
+    return cpu and numbers * x.element_size() >= LARGE
+
+
+def rows_of(x: Tensor) -> list[slice]:
+    """One for each image."""
+    return [slice(row, row + 1) for row in range(len(x))]
+
+
+def taken(x: Tensor, rows: Sequence[int] | None) -> Tensor:
+    """x[rows], in the layout of x; None: all of them."""
+    return x if rows is None else torch.cat([x[row : row + 1] for row in rows])
+
+
+def _silu(x: Tensor) -> Tensor:
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 def tokens(x: Tensor) -> Tensor:
     """(B, C, h, w) -> (B, N, C)."""
     return x.flatten(2).transpose(1, 2)
@@ -346,30 +368,54 @@ class ResBlock(nn.Module):
         self.skip = Conv(before, after, 1) if before != after else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        h = self.conv_1(self._resized(F.silu(self.norm_1(x))))
-        y: Tensor = self.skip(self._resized(x)) + self._second(h, emb)
-        return y
-
-    def _second(self, h: Tensor, emb: Tensor | None) -> Tensor:
-        h = self.norm_2(h)
-        if self.emb is not None and emb is not None:
-            scale, shift = self.emb(F.silu(emb))[:, :, None, None].chunk(2, 1)
-            h = torch.addcmul(shift, h, 1 + scale)
-        y: Tensor = self.conv_2(self.dropout(F.silu(h)))
+        y: Tensor = self.skip(self._resized(x))
+        if y is x and not torch.is_grad_enabled():
+            y = x.clone()  # to be added to
+        coded = self._coded(emb)
+        if not large(x, self.resize):
+            return self._added(y, self._first(x), coded)
+        for k in rows_of(x):
+            self._added(y[k], self._first(x[k]), None if coded is None else coded[k])
         return y
 
     def divides(self, channels: int) -> bool:
         """Whether no group of the first norm lies on both sides of the first `channels`."""
         return channels * GROUPS % len(self.norm_1.weight) == 0
 
-    def beside(self, h: Tensor, x: Tensor, emb: Tensor, divided: Divide) -> Tensor:
-        """forward(cat([h, *divided(x)], 1), emb), what concerns x alone computed undivided."""
-        width = h.shape[1]
-        aside = F.silu(self.norm_1.part(x, width))
+    def beside(self, h: Tensor, x: Tensor, emb: Tensor, rows: Sequence[int] | None) -> Tensor:
+        """forward(cat([h, x[rows]], 1), emb) without that cat; what concerns x alone is shared."""
+        width, coded = h.shape[1], self._coded(emb)
         assert isinstance(self.skip, Conv)
-        first, last = divided(self.conv_1.part(aside, width), self.skip.part(x, width))
-        first = first + self.conv_1.part(F.silu(self.norm_1.part(h)))
-        return last + self.skip.part(h) + self._second(first, emb)
+        if not large(h):
+            y = self.skip.part(h, onto=taken(self.skip.part(x, width), rows))
+            return self._added(y, self._first(h, onto=taken(self._first(x, width), rows)), coded)
+        shape = len(h), self.conv_2.out_channels, *h.shape[2:]
+        y = torch.empty(shape, dtype=h.dtype, memory_format=torch.channels_last)
+        for row in rows_of(x):
+            first, last = self._first(x[row], width), self.skip.part(x[row], width)
+            for k in rows_of(h):
+                if row.start == (k.start if rows is None else rows[k.start]):
+                    both = self._first(h[k], onto=first.clone())
+                    sum_k = self.skip.part(h[k], onto=y[k].copy_(last))
+                    self._added(sum_k, both, None if coded is None else coded[k])
+        return y
+
+    def _first(self, x: Tensor, first: int = 0, onto: Tensor | None = None) -> Tensor:
+        """The first half, or what the channels from `first` on bring to it, added to `onto`."""
+        h = self._resized(_silu(self.norm_1.part(x, first)))
+        return self.conv_1.part(h, first, onto)
+
+    def _coded(self, emb: Tensor | None) -> Tensor | None:
+        """Scale and shift of the noise level, (B, 2C)."""
+        if self.emb is None or emb is None:
+            return None
+        coded: Tensor = self.emb(F.silu(emb))
+        return coded
+
+    def _added(self, y: Tensor, h: Tensor, coded: Tensor | None) -> Tensor:
+        """y plus the second half; in place unless gradients are asked for."""
+        h = self.norm_2(h) if coded is None else self.norm_2(h, *coded.chunk(2, 1))
+        return self.conv_2.part(self.dropout(_silu(h)), onto=y)
 
     def _resized(self, x: Tensor) -> Tensor:
         if self.resize == 0.5:
@@ -457,154 +503,9 @@ def first_conv(channels: int, config: ModelConfig) -> nn.Conv2d:
     return nn.Conv2d(folded, config.channels, size, padding=size // 2)
 
 
-def zeroed(conv: nn.Conv2d) -> nn.Conv2d:
+def zeroed(conv: AnyConv) -> AnyConv:
     """A convolution that starts as zero, so that its block starts as the identity."""
     nn.init.zeros_(conv.weight)
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     return conv
-
-
-class Conv(nn.Conv2d):
-    """A convolution that adds up from parts; once frozen, by Winograd's way where that pays."""
-
-    frozen = False
-    _kept: tuple[Tensor, int, Tensor] | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.part(x) if self._winograd(x) else super().forward(x)
-
-    def part(self, x: Tensor, first: int = 0) -> Tensor:
-        """What the channels x, the ones from `first` on, contribute to a convolution of more."""
-        end, bias = first + x.shape[1], None if first else self.bias
-        if self._winograd(x):
-            return winograd.convolved(x, self._filters()[:, first:end], bias)
-        return F.conv2d(x, self.weight[:, first:end], bias, padding=self.padding)
-
-    def _winograd(self, x: Tensor) -> bool:
-        if torch.is_grad_enabled():  # the weight may soon change; fused Adam counts no version
-            self._kept = None
-        return self.frozen and self.kernel_size == (3, 3) and winograd.pays(x, self.out_channels)
-
-    def _filters(self) -> Tensor:
-        """The transformed weight, made again should the weight have changed after all.
-
-        An alias of the old weight is kept, so that no other can have its address.
-        """
-        weight = self.weight
-        version = 0 if weight.is_inference() else weight._version
-        if self._kept is not None:
-            alias, before, filters = self._kept
-            if alias.data_ptr() == weight.data_ptr() and before == version:
-                return filters
-        filters = winograd.filters(weight.detach())
-        self._kept = weight.detach(), version, filters
-        return filters
-
-
-class GroupNorm(nn.Module):
-    """GroupNorm(32), in ways of our own where torch's is slow: channels_last on a CPU."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and _slow(x):
-            y: Tensor = _ChannelsLastGroupNorm.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
-            return y
-        return self.part(x)
-
-    def part(self, x: Tensor, first: int = 0) -> Tensor:
-        """The same for some of the channels, whole groups of them, that come from `first` on."""
-        end = first + x.shape[1]
-        weight, bias = self.weight[first:end], self.bias[first:end]
-        groups = GROUPS * len(weight) // len(self.weight)
-        if _slow(x) and _narrow(x, groups):
-            return _normed(x, weight, bias, groups)[0]
-        return F.group_norm(x, groups, weight, bias)
-
-
-class _ChannelsLastGroupNorm(torch.autograd.Function):
-    """torch's backward of group_norm costs more than the convolution beside it in this layout.
-
-    Per-channel sums are cheap here, so dx = a dy + b x + c with coefficients per image and
-    channel: measured 37 -> 7 ms in fp32, 49 -> 5 in bf16 (4 x 128 x 128 x 64).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        y, mean, rstd = _normed(x, weight, bias, GROUPS)
-        ctx.save_for_backward(x, weight, mean, rstd)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight, mean, rstd = ctx.saved_tensors
-        B, C, H, W = dy.shape
-        v, d = _rows(x), _rows(dy)
-        sum_d = _sums(d)  # (B, C)
-        sum_dx = (_sums(d * v) - mean * sum_d) * rstd
-        mean_d = _grouped(sum_d * weight, GROUPS) / (H * W)
-        mean_dx = _grouped(sum_dx * weight, GROUPS) / (H * W)
-        slope = -rstd * rstd * mean_dx
-        offset = (-rstd * mean_d - mean * slope).to(d.dtype)
-        dx = torch.addcmul(offset[:, None], v, slope.to(d.dtype)[:, None])
-        dx = dx.addcmul_(d, (rstd * weight).to(d.dtype)[:, None])
-        dx = dx.view(B, H, W, C).permute(0, 3, 1, 2)
-        return dx, sum_dx.sum(0).to(weight.dtype), sum_d.sum(0).to(weight.dtype)
-
-
-def _slow(x: Tensor) -> bool:
-    """Whether torch is slow on this layout; float64 is for comparisons, which shall be exact."""
-    cpu = x.device.type == "cpu" and x.dtype != torch.float64 and not x.is_contiguous()
-    return cpu and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def _narrow(x: Tensor, groups: int) -> bool:
-    """Whether torch's kernel for maps under 1024 positions has too few channels for its vectors.
-
-    Measured 16 x 96 x 16 x 8: torch 2.7 ms (bf16 3.0), y = a x + b 0.2 (0.3).
-    """
-    _, C, H, W = x.shape
-    return H * W < 1024 and C // groups * x.element_size() < 32
-
-
-def _normed(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The normalised x, mean and 1 / deviation of each channel's group (B, C) in float32."""
-    B, C, H, W = x.shape
-    if not _narrow(x, groups):
-        scale, shift = weight.float(), bias.float()  # or mean and deviation would be rounded
-        y, *both = torch.native_group_norm(x, scale, shift, B, C, H * W, groups, 1e-5)
-        mean, rstd = (value.repeat_interleave(C // groups, 1) for value in both)
-        return y, mean, rstd
-    v = _rows(x)
-    mean = _grouped(v.sum(1, dtype=torch.float32), groups) / (H * W)
-    square = _grouped((v * v).sum(1, dtype=torch.float32), groups) / (H * W)
-    rstd = (square - mean * mean).clamp_min_(0).add_(1e-5).rsqrt_()
-    scale = rstd * weight
-    y = torch.addcmul((bias - mean * scale).to(x.dtype)[:, None], v, scale.to(x.dtype)[:, None])
-    return y.view(B, H, W, C).permute(0, 3, 1, 2), mean, rstd
-
-
-def _rows(x: Tensor) -> Tensor:
-    """(B, C, H, W) in channels_last -> (B, HW, C), without a copy."""
-    return x.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def _sums(v: Tensor) -> Tensor:
-    """Sums over the positions of (B, N, C), float32.
-
-    Many bf16 in two stages: a sum in another dtype copies first, and a rounded one is too coarse.
-    """
-    B, N, C = v.shape
-    if v.dtype == torch.bfloat16 and N >= 1024 and N % 64 == 0:
-        v = v.view(B, 64, -1, C).sum(2)
-    return v.sum(1, dtype=torch.float32)
-
-
-def _grouped(sums: Tensor, groups: int) -> Tensor:
-    """Values per channel (B, C) -> the mean over each group, repeated for its channels (B, C)."""
-    B, C = sums.shape
-    return sums.view(B, groups, -1).mean(2).repeat_interleave(C // groups, 1)

@@ -20,7 +20,8 @@ ARROWS = {
         "files": "", "config": "", "options": "", "keypoints": "", "hardware": "",
         "image_metrics": "",
         "folders": "", "packs": "data folders", "image_names": "", "verify": "folders seen",
-        "winograd": "", "model": "winograd", "diffusion": "", "progress": "", "feature_metrics": "",
+        "winograd": "", "layers": "winograd", "model": "layers", "diffusion": "", "progress": "",
+        "feature_metrics": "",
         "weight_files": "",
         "feature_networks": "checkpoint hardware weight_files",
         "evaluation":

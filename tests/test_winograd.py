@@ -11,7 +11,7 @@ from pidm_core import benchmark, winograd
 from pidm_core.config import DiffusionConfig, ModelConfig
 from pidm_core.diffusion import Diffusion
 from pidm_core.hardware import Placement
-from pidm_core.model import Conv
+from pidm_core.layers import Conv
 
 WIDE = ModelConfig(
     size=(64, 32), channels=64, channel_mults=(1, 2), blocks_per_level=1, texture_factors=(2,)

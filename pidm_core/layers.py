@@ -1,0 +1,262 @@
+"""Convolution and normalisation of the network, each by what is fastest where it runs.
+
+Shapes: B images, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pidm_core import winograd
+
+GROUPS = 32
+
+
+class Conv(nn.Conv2d):
+    """A convolution that adds up from parts.
+
+    Once frozen it keeps, beside its weight, the form of it that is fastest: Winograd's filters or
+    oneDNN's own layout, both on a CPU.
+    """
+
+    frozen = False
+    _kept: tuple[Tensor, int, dict[tuple[str, int, int], Tensor]] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x)
+
+    def part(self, x: Tensor, first: int = 0, onto: Tensor | None = None) -> Tensor:
+        """What the channels x, the ones from `first` on, contribute to a convolution of more.
+
+        It is added to `onto`, (B, channels after, H, W), in place unless gradients are asked for.
+        """
+        end, bias = first + x.shape[1], None if first else self.bias
+        if torch.is_grad_enabled():  # the weight may soon change; fused Adam counts no version
+            self._kept = None
+        elif self.frozen and self.kernel_size == (3, 3) and winograd.pays(x, self.out_channels):
+            u = self._prepared("filters", first, end, winograd.filters)
+            return _sum(winograd.convolved(x, u, bias), onto)
+        elif self.frozen and _onednn(x):
+            sizes = self.padding, self.stride, self.dilation, self.groups
+            beside = self.kernel_size == (3, 3) and _narrow_map(x, self.out_channels)
+            given, form = (_side_by_side(x), "wide") if beside else (x, "packed")
+            pack = torch.ops.mkldnn._reorder_convolution_weight
+            packed = self._prepared(form, first, end, lambda w: pack(w, *sizes, given.shape))
+            if beside:
+                return _sum(_apart(_convolved(given, packed, bias, sizes), len(x)), onto)
+            return _convolved(given, packed, bias, sizes, onto)
+        return _sum(F.conv2d(x, self.weight[:, first:end], bias, padding=self.padding), onto)
+
+    def _prepared(
+        self, form: str, first: int, end: int, make: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """That part of the weight in another form, made again should it have changed after all.
+
+        An alias of the old weight is kept, so that no other can have its address.
+        """
+        weight = self.weight.detach()
+        version = 0 if weight.is_inference() else weight._version
+        if self._kept is not None:
+            alias, before, _ = self._kept
+            if alias.data_ptr() != weight.data_ptr() or before != version:
+                self._kept = None
+        if self._kept is None:
+            self._kept = weight, version, {}
+        forms, name = self._kept[2], (form, first, end)
+        if name not in forms:
+            forms[name] = make(weight[:, first:end])
+        return forms[name]
+
+
+def _sum(y: Tensor, onto: Tensor | None) -> Tensor:
+    if onto is None:
+        return y
+    return onto + y if torch.is_grad_enabled() else onto.add_(y)
+
+
+def _onednn(x: Tensor) -> bool:
+    """Whether oneDNN convolves x as it is."""
+    return (
+        x.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and (
+            x.dtype == torch.float32
+            or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        )
+    )
+
+
+def _convolved(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    sizes: tuple[Any, ...],
+    onto: Tensor | None = None,
+) -> Tensor:
+    """torch's convolution with a packed weight; adding to `onto` in the same pass costs nothing.
+
+    These are the operators that torch.compile emits. Measured on one Xeon core with AMX: an
+    addition alone is 0.18 of the convolution of 128 channels before it; packing saves a third of
+    the time where weights outweigh the maps.
+    """
+    y: Tensor
+    if onto is None:
+        y = torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *sizes, "none", [], "")
+    else:
+        y = torch.ops.mkldnn._convolution_pointwise_.binary(
+            onto, x, packed, bias, *sizes, "add", 1.0, None, [], None
+        )
+    return y
+
+
+def _narrow_map(x: Tensor, after: int) -> bool:
+    """Whether oneDNN wastes its tiles on rows so short, and the weights are worth mending that.
+
+    Measured on one Xeon core with AMX, 16 images, 512 to 512 channels: maps of 4x2 side by side 3.5
+    times faster in bf16 and 2.1 in fp32, of 8x4 1.8 and 1.1; of 16x8, or with 256 channels, not.
+    """
+    return len(x) > 1 and x.shape[3] <= 4 and x.shape[1] * after >= 512 * 512
+
+
+def _side_by_side(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (1, C, H, B(W + 1)): one wide image, a column of zeros behind each."""
+    B, C, H, W = x.shape
+    wide = x.new_zeros(H, B, W + 1, C)
+    wide[:, :, :W] = x.permute(2, 0, 3, 1)
+    return wide.view(1, H, -1, C).permute(0, 3, 1, 2)
+
+
+def _apart(wide: Tensor, count: int) -> Tensor:
+    """(1, C, H, B(W + 1)) -> (B, C, H, W)."""
+    _, C, H, _ = wide.shape
+    apart = wide.permute(0, 2, 3, 1).view(H, count, -1, C)[:, :, :-1].permute(1, 3, 0, 2)
+    return apart.contiguous(memory_format=torch.channels_last)
+
+
+class GroupNorm(nn.Module):
+    """GroupNorm(32), in ways of our own where torch's is slow: channels_last on a CPU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        """x normalised; with scale and shift, (B, C) each, times 1 + scale and plus shift."""
+        if torch.is_grad_enabled() and _slow(x):
+            y: Tensor = _ChannelsLastGroupNorm.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        elif scale is None or shift is None:
+            return self.part(x)
+        elif not torch.is_grad_enabled() and _slow(x) and (len(x) == 1 or _narrow(x, GROUPS)):
+            slope = 1 + scale.float()
+            weight, bias = self.weight * slope, self.bias * slope + shift
+            if _narrow(x, GROUPS):
+                return _normed(x, weight, bias, GROUPS)[0]
+            return F.group_norm(x, GROUPS, weight[0], bias[0])
+        else:
+            y = self.part(x)
+        if scale is None or shift is None:
+            return y
+        return torch.addcmul(shift[:, :, None, None], y, 1 + scale[:, :, None, None])
+
+    def part(self, x: Tensor, first: int = 0) -> Tensor:
+        """The same for some of the channels, whole groups of them, that come from `first` on."""
+        end = first + x.shape[1]
+        weight, bias = self.weight[first:end], self.bias[first:end]
+        groups = GROUPS * len(weight) // len(self.weight)
+        if _slow(x) and _narrow(x, groups):
+            return _normed(x, weight, bias, groups)[0]
+        return F.group_norm(x, groups, weight, bias)
+
+
+class _ChannelsLastGroupNorm(torch.autograd.Function):
+    """torch's backward of group_norm costs more than the convolution beside it in this layout.
+
+    Per-channel sums are cheap here, so dx = a dy + b x + c with coefficients per image and
+    channel: measured 37 -> 7 ms in fp32, 49 -> 5 in bf16 (4 x 128 x 128 x 64).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y, mean, rstd = _normed(x, weight, bias, GROUPS)
+        ctx.save_for_backward(x, weight, mean, rstd)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight, mean, rstd = ctx.saved_tensors
+        B, C, H, W = dy.shape
+        v, d = _rows(x), _rows(dy)
+        sum_d = _sums(d)  # (B, C)
+        sum_dx = (_sums(d * v) - mean * sum_d) * rstd
+        mean_d = _grouped(sum_d * weight, GROUPS) / (H * W)
+        mean_dx = _grouped(sum_dx * weight, GROUPS) / (H * W)
+        slope = -rstd * rstd * mean_dx
+        offset = (-rstd * mean_d - mean * slope).to(d.dtype)
+        dx = torch.addcmul(offset[:, None], v, slope.to(d.dtype)[:, None])
+        dx = dx.addcmul_(d, (rstd * weight).to(d.dtype)[:, None])
+        dx = dx.view(B, H, W, C).permute(0, 3, 1, 2)
+        return dx, sum_dx.sum(0).to(weight.dtype), sum_d.sum(0).to(weight.dtype)
+
+
+def _slow(x: Tensor) -> bool:
+    """Whether torch is slow on this layout; float64 is for comparisons, which shall be exact."""
+    cpu = x.device.type == "cpu" and x.dtype != torch.float64 and not x.is_contiguous()
+    return cpu and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _narrow(x: Tensor, groups: int) -> bool:
+    """Whether torch's kernel for maps under 1024 positions has too few channels for its vectors.
+
+    Measured 16 x 96 x 16 x 8: torch 2.7 ms (bf16 3.0), y = a x + b 0.2 (0.3).
+    """
+    _, C, H, W = x.shape
+    return H * W < 1024 and C // groups * x.element_size() < 32
+
+
+def _normed(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The normalised x, mean and 1 / deviation of each channel's group (B, C) in float32."""
+    B, C, H, W = x.shape
+    if not _narrow(x, groups):
+        scale, shift = weight.float(), bias.float()  # or mean and deviation would be rounded
+        y, *both = torch.native_group_norm(x, scale, shift, B, C, H * W, groups, 1e-5)
+        mean, rstd = (value.repeat_interleave(C // groups, 1) for value in both)
+        return y, mean, rstd
+    v = _rows(x)
+    exact = v.float()
+    mean = _grouped(exact.sum(1), groups) / (H * W)
+    square = _grouped(exact.square().sum(1), groups) / (H * W)
+    rstd = (square - mean * mean).clamp_min_(0).add_(1e-5).rsqrt_()
+    scale = rstd * weight
+    y = torch.addcmul((bias - mean * scale).to(x.dtype)[:, None], v, scale.to(x.dtype)[:, None])
+    return y.view(B, H, W, C).permute(0, 3, 1, 2), mean, rstd
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, C, H, W) in channels_last -> (B, HW, C), without a copy."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _sums(v: Tensor) -> Tensor:
+    """Sums over the positions of (B, N, C), float32.
+
+    Many bf16 in two stages: a sum in another dtype copies first, and a rounded one is too coarse.
+    """
+    B, N, C = v.shape
+    if v.dtype == torch.bfloat16 and N >= 1024 and N % 64 == 0:
+        v = v.view(B, 64, -1, C).sum(2)
+    return v.sum(1, dtype=torch.float32)
+
+
+def _grouped(sums: Tensor, groups: int) -> Tensor:
+    """Values per channel (B, C) -> the mean over each group, repeated for its channels (B, C)."""
+    B, C = sums.shape
+    return sums.view(B, groups, -1).mean(2).repeat_interleave(C // groups, 1)

@@ -252,6 +252,10 @@ def training(
     seconds = _repeated(plainly)
     yield row("plain loop", seconds, torch.float32)
     state = State(options, placement)
+    for value, parameter in zip(state.master.values(), plain.parameters(), strict=True):
+        value.copy_(
+            parameter.detach()
+        )  # a new network's gradients are mostly too small to be usual
     fast = HybridLoss(state.model, diffusion, options)
     moved = [placement.tensor(x) for x in (given.x_s, given.x_p, given.y_t)]
 

@@ -151,27 +151,25 @@ class GroupNorm(nn.Module):
         self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
         """x normalised; with scale and shift, (B, C) each, times 1 + scale and plus shift."""
-        if torch.is_grad_enabled() and _slow(x):
-            y: Tensor = _ChannelsLastGroupNorm.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
-        elif scale is None or shift is None:
-            return self.part(x)
-        elif not torch.is_grad_enabled() and _slow(x) and (len(x) == 1 or _narrow(x, GROUPS)):
-            slope = 1 + scale.float()
-            weight, bias = self.weight * slope, self.bias * slope + shift
-            if _narrow(x, GROUPS):
-                return _normed(x, weight, bias, GROUPS)[0]
-            return F.group_norm(x, GROUPS, weight[0], bias[0])
-        else:
-            y = self.part(x)
         if scale is None or shift is None:
-            return y
-        return torch.addcmul(shift[:, :, None, None], y, 1 + scale[:, :, None, None])
+            return self.part(x)
+        alone = len(x) == 1 or _narrow(x, GROUPS)
+        if torch.is_grad_enabled() or not (alone and _slow(x)):
+            return torch.addcmul(shift[:, :, None, None], self.part(x), 1 + scale[:, :, None, None])
+        slope = 1 + scale.float()
+        weight, bias = self.weight * slope, self.bias * slope + shift
+        if _narrow(x, GROUPS):
+            return _normed(x, weight, bias, GROUPS)[0]
+        return F.group_norm(x, GROUPS, weight[0], bias[0])
 
     def part(self, x: Tensor, first: int = 0) -> Tensor:
         """The same for some of the channels, whole groups of them, that come from `first` on."""
         end = first + x.shape[1]
         weight, bias = self.weight[first:end], self.bias[first:end]
         groups = GROUPS * len(weight) // len(self.weight)
+        if torch.is_grad_enabled() and _slow(x):
+            y: Tensor = _ChannelsLastGroupNorm.apply(x, weight, bias, groups)  # type: ignore[no-untyped-call]
+            return y
         if _slow(x) and _narrow(x, groups):
             return _normed(x, weight, bias, groups)[0]
         return F.group_norm(x, groups, weight, bias)
@@ -185,26 +183,27 @@ class _ChannelsLastGroupNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        y, mean, rstd = _normed(x, weight, bias, GROUPS)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
+        y, mean, rstd = _normed(x, weight, bias, groups)
         ctx.save_for_backward(x, weight, mean, rstd)
+        ctx.groups = groups
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, mean, rstd = ctx.saved_tensors
         B, C, H, W = dy.shape
         v, d = _rows(x), _rows(dy)
         sum_d = _sums(d)  # (B, C)
         sum_dx = (_sums(d * v) - mean * sum_d) * rstd
-        mean_d = _grouped(sum_d * weight, GROUPS) / (H * W)
-        mean_dx = _grouped(sum_dx * weight, GROUPS) / (H * W)
+        mean_d = _grouped(sum_d * weight, ctx.groups) / (H * W)
+        mean_dx = _grouped(sum_dx * weight, ctx.groups) / (H * W)
         slope = -rstd * rstd * mean_dx
         offset = (-rstd * mean_d - mean * slope).to(d.dtype)
         dx = torch.addcmul(offset[:, None], v, slope.to(d.dtype)[:, None])
         dx = dx.addcmul_(d, (rstd * weight).to(d.dtype)[:, None])
         dx = dx.view(B, H, W, C).permute(0, 3, 1, 2)
-        return dx, sum_dx.sum(0).to(weight.dtype), sum_d.sum(0).to(weight.dtype)
+        return dx, sum_dx.sum(0).to(weight.dtype), sum_d.sum(0).to(weight.dtype), None
 
 
 def _slow(x: Tensor) -> bool:

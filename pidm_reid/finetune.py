@@ -81,7 +81,7 @@ class FastSoftmaxEngine(_SoftmaxEngine):  # type: ignore[misc]
         self.device = torch.device("cuda" if self.use_gpu else "cpu")
         self.bf16 = bf16
         self.model.to(self.device, memory_format=torch.channels_last)
-        if bf16 and torch.cpu.get_capabilities().get("amx_bf16"):
+        if torch.cpu.get_capabilities().get("amx_bf16"):
             narrow_in_fp32(self.model)
 
     def autocast(self) -> torch.autocast:
@@ -112,11 +112,11 @@ class FastSoftmaxEngine(_SoftmaxEngine):  # type: ignore[misc]
 
 
 class _NarrowInFp32(torch.nn.Conv2d):
-    """In fp32 on a CPU where its output is one column wide."""
+    """On a CPU without autocast where its output is one column wide."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         columns = (x.shape[3] + 2 * int(self.padding[1]) - self.kernel_size[1]) // self.stride[1]
-        if x.device.type == "cpu" and columns == 0:
+        if columns == 0 and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
                 return super().forward(x.float())
         return super().forward(x)

@@ -67,9 +67,10 @@ def test_the_networks_noise_is_that_of_torchs_convolutions() -> None:
     assert (quick - plain).abs().max() < 1e-5 * plain.abs().max()
 
 
+@pytest.mark.parametrize("size", [(32, 16), (8, 4)], ids=["filters", "packed"])
 @pytest.mark.parametrize("change", ["copy", "assign", "data", "adam", "average"])
-def test_a_frozen_convolution_follows_its_weight(change: str) -> None:
-    x, conv, other = values(1, 64, 32, 16), Conv(64, 64, 3, padding=1), Conv(64, 64, 3, padding=1)
+def test_a_frozen_convolution_follows_its_weight(change: str, size: tuple[int, int]) -> None:
+    x, conv, other = values(1, 64, *size), Conv(64, 64, 3, padding=1), Conv(64, 64, 3, padding=1)
     conv.frozen = True
     with torch.no_grad():
         before = conv(x)

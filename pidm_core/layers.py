@@ -35,6 +35,11 @@ class Conv(nn.Conv2d):
 
         It is added to `onto`, (B, channels after, H, W), in place unless gradients are asked for.
         """
+        if self.kernel_size == (3, 3) and _narrow_map(x, self.out_channels):
+            return _sum(_apart(self._part(_side_by_side(x), first), len(x)), onto)
+        return self._part(x, first, onto)
+
+    def _part(self, x: Tensor, first: int, onto: Tensor | None = None) -> Tensor:
         end, bias = first + x.shape[1], None if first else self.bias
         if torch.is_grad_enabled():  # the weight may soon change; fused Adam counts no version
             self._kept = None
@@ -43,14 +48,12 @@ class Conv(nn.Conv2d):
             return _sum(winograd.convolved(x, u, bias), onto)
         elif self.frozen and _onednn(x):
             sizes = self.padding, self.stride, self.dilation, self.groups
-            beside = self.kernel_size == (3, 3) and _narrow_map(x, self.out_channels)
-            given, form = (_side_by_side(x), "wide") if beside else (x, "packed")
             pack = torch.ops.mkldnn._reorder_convolution_weight
-            packed = self._prepared(form, first, end, lambda w: pack(w, *sizes, given.shape))
-            if beside:
-                return _sum(_apart(_convolved(given, packed, bias, sizes), len(x)), onto)
-            return _convolved(given, packed, bias, sizes, onto)
-        return _sum(F.conv2d(x, self.weight[:, first:end], bias, padding=self.padding), onto)
+            packed = self._prepared("packed", first, end, lambda w: pack(w, *sizes, x.shape))
+            return _convolved(x, packed, bias, sizes, onto)
+        whole = x.shape[1] == self.in_channels  # a slice's gradient would be copied
+        weight = self.weight if whole else self.weight[:, first:end]
+        return _sum(F.conv2d(x, weight, bias, padding=self.padding), onto)
 
     def _prepared(
         self, form: str, first: int, end: int, make: Callable[[Tensor], Tensor]
@@ -73,6 +76,23 @@ class Conv(nn.Conv2d):
         return forms[name]
 
 
+class Dropout(nn.Dropout):
+    """Dropout; on a CPU four chances from one random number, since these cost most of it.
+
+    A chance is rounded to 1/65536. Measured forward and backward, 4 x 128 x 128 x 64 in bf16: 34 ms
+    by torch, 15 by this, where the convolution beside it takes 29.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0 or x.device.type != "cpu":
+            return super().forward(x)
+        B, C, H, W = x.shape
+        numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        chances = numbers.view(torch.int16)[: x.numel()].view(B, H, W, C).permute(0, 3, 1, 2)
+        kept = chances >= round(self.p * 2**16) - 2**15
+        return x * (kept.to(x.dtype) * (1 / (1 - self.p)))
+
+
 def _sum(y: Tensor, onto: Tensor | None) -> Tensor:
     if onto is None:
         return y
@@ -93,11 +113,7 @@ def _onednn(x: Tensor) -> bool:
 
 
 def _convolved(
-    x: Tensor,
-    packed: Tensor,
-    bias: Tensor | None,
-    sizes: tuple[Any, ...],
-    onto: Tensor | None = None,
+    x: Tensor, packed: Tensor, bias: Tensor | None, sizes: tuple[Any, ...], onto: Tensor | None
 ) -> Tensor:
     """torch's convolution with a packed weight; adding to `onto` in the same pass costs nothing.
 
@@ -120,16 +136,17 @@ def _narrow_map(x: Tensor, after: int) -> bool:
 
     Measured on one Xeon core with AMX, 16 images, 512 to 512 channels: maps of 4x2 side by side 3.5
     times faster in bf16 and 2.1 in fp32, of 8x4 1.8 and 1.1; of 16x8, or with 256 channels, not.
+    Forward and backward of 4 images in bf16: 1.4 times.
     """
-    return len(x) > 1 and x.shape[3] <= 4 and x.shape[1] * after >= 512 * 512
+    worth = len(x) > 1 and x.shape[3] <= 4 and x.shape[1] * after >= 512 * 512
+    return worth and x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _side_by_side(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (1, C, H, B(W + 1)): one wide image, a column of zeros behind each."""
-    B, C, H, W = x.shape
-    wide = x.new_zeros(H, B, W + 1, C)
-    wide[:, :, :W] = x.permute(2, 0, 3, 1)
-    return wide.view(1, H, -1, C).permute(0, 3, 1, 2)
+    _, C, H, _ = x.shape
+    wide = F.pad(x.permute(2, 0, 3, 1), (0, 0, 0, 1))  # (H, B, W + 1, C)
+    return wide.reshape(1, H, -1, C).permute(0, 3, 1, 2)
 
 
 def _apart(wide: Tensor, count: int) -> Tensor:

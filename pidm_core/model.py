@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pidm_core.config import ModelConfig
-from pidm_core.layers import GROUPS, Conv, GroupNorm
+from pidm_core.layers import GROUPS, Conv, Dropout, GroupNorm
 
 POSE_CHANNELS = 20
 AnyConv = TypeVar("AnyConv", bound=nn.Conv2d)
@@ -363,7 +363,7 @@ class ResBlock(nn.Module):
         self.conv_1 = Conv(before, after, 3, padding=1)
         self.emb = nn.Linear(4 * config.channels, 2 * after) if time else None
         self.norm_2 = GroupNorm(after)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.conv_2 = zeroed(Conv(after, after, 3, padding=1))
         self.skip = Conv(before, after, 1) if before != after else nn.Identity()
 

@@ -62,8 +62,11 @@ class State:
             else:
                 value.grad.copy_(parameter.grad)
             parameter.grad = None
-        limit = self.config.train.clip_norm
-        return nn.utils.clip_grad_norm_(self.master.values(), limit, foreach=True)
+        gradients = [g for g in (v.grad for v in self.master.values()) if g is not None]
+        limit, norm = self.config.train.clip_norm, nn.utils.get_total_norm(gradients, foreach=True)
+        if norm.device.type != "cpu" or not norm <= limit:  # a GPU would have to be waited for
+            nn.utils.clip_grads_with_norm_(self.master.values(), limit, norm, foreach=True)
+        return norm
 
     def update(self, step: int) -> None:
         """One Adam step with the clipped gradients, EMA, and the new weights to the network."""

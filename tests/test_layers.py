@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pidm_core import layers, model
 from pidm_core.config import ModelConfig
-from pidm_core.layers import Conv, GroupNorm
+from pidm_core.layers import Conv, Dropout, GroupNorm
 from pidm_core.model import ResBlock
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}  # of the largest value
@@ -68,19 +68,28 @@ def test_a_frozen_convolution_is_torchs(
 
 
 @torch.no_grad()
-def test_each_convolution_goes_the_way_that_is_meant() -> None:
+def test_each_convolution_goes_the_way_that_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     def ways(x: Tensor, conv: Conv) -> set[str]:
         conv(x)
         return set() if conv._kept is None else {form for form, *_ in conv._kept[2]}
 
+    def sides(x: Tensor, conv: Conv) -> bool:
+        seen: list[int] = []
+        monkeypatch.setattr(layers, "_side_by_side", lambda x: seen.append(1) or x)
+        monkeypatch.setattr(layers, "_apart", lambda x, count: x)
+        conv(x)
+        return bool(seen)
+
     assert ways(values(2, 64, 32, 16), frozen(64, 64, 3, torch.float32)) == {"filters"}
     assert ways(values(2, 64, 8, 4), frozen(64, 64, 3, torch.float32)) == {"packed"}
-    assert ways(values(2, 512, 4, 2), frozen(512, 512, 3, torch.float32)) == {"wide"}
-    assert ways(values(1, 512, 4, 2), frozen(512, 512, 3, torch.float32)) == {"packed"}
-    assert ways(values(2, 512, 4, 2), frozen(512, 512, 1, torch.float32)) == {"packed"}
     assert not ways(values(2, 64, 8, 4).double(), frozen(64, 64, 3, torch.float64))
     assert not ways(values(2, 64, 8, 4).contiguous(), frozen(64, 64, 3, torch.float32))
     assert not ways(values(2, 64, 8, 4), Conv(64, 64, 3, padding=1))
+    assert sides(values(2, 512, 4, 2), frozen(512, 512, 3, torch.float32))
+    assert not sides(values(1, 512, 4, 2), frozen(512, 512, 3, torch.float32))
+    assert not sides(values(2, 512, 4, 2), frozen(512, 512, 1, torch.float32))
+    assert not sides(values(2, 512, 4, 5), frozen(512, 512, 3, torch.float32))
+    assert not sides(values(2, 256, 4, 2), frozen(256, 512, 3, torch.float32))
 
 
 @torch.no_grad()
@@ -90,6 +99,21 @@ def test_images_side_by_side_do_not_touch() -> None:
     conv = frozen(512, 512, 3, torch.float32)
     alone = convolved(x[[0, 2]], conv)
     assert near(conv(x)[[0, 2]], alone)
+
+
+def test_gradients_of_images_side_by_side_are_torchs() -> None:
+    x, conv, g = values(3, 512, 4, 2), Conv(512, 512, 3, padding=1), values(3, 512, 4, 2)
+    conv = conv.to(memory_format=torch.channels_last)
+    exact = x.double().requires_grad_()
+    convolved(exact, conv).backward(g.double())
+    assert exact.grad is not None
+    expected = [exact.grad, *(p.grad.double() for p in conv.parameters() if p.grad is not None)]
+    conv.zero_grad()
+    x.requires_grad_()
+    conv(x).backward(g)
+    for mine, reference in zip([x, *conv.parameters()], expected, strict=True):
+        assert mine.grad is not None
+        assert near(mine.grad, reference)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -160,3 +184,23 @@ def test_bfloat16_stays_torchs_where_onednn_has_none(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     assert not layers._onednn(x)
     assert layers._onednn(x.float())
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_drops_its_share_and_keeps_the_mean(p: float) -> None:
+    torch.manual_seed(0)
+    x, dropout = torch.ones(3, 50, 31, 17).requires_grad_(), Dropout(p)  # no multiple of four
+    y = dropout(x)
+    assert torch.equal(y.unique(), torch.tensor([0, 1 / (1 - p)]))
+    deviation = (p * (1 - p) / x.numel()) ** 0.5
+    assert abs((y == 0).double().mean() - p) < 4 * deviation
+    lanes = (y == 0).permute(0, 2, 3, 1).flatten()[: x.numel() // 4 * 4].view(-1, 4).double()
+    assert (lanes.mean(0) - p).abs().max() < 8 * deviation  # each of four is as likely
+    assert (torch.corrcoef(lanes.T) - torch.eye(4)).abs().max() < 0.04
+    y.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, y.detach())
+    assert not torch.equal(dropout(x), y)
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x), y)
+    assert torch.equal(dropout.eval()(x), x)

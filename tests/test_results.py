@@ -82,3 +82,23 @@ def test_the_text_prints_the_figures_of_sampling() -> None:
         )
         for name, row in rows.items()
     }  # fmt: skip
+
+
+def test_the_text_prints_the_figures_of_speed() -> None:
+    reports = read_json(DOCS / "results/speed/figures.json")["reports"]
+    text = (DOCS / "results.md").read_text()
+    block = text.split("<!-- results/speed/figures.json -->")[1].split("\n- ")[0]
+    printed = re.findall(r"^\| ((?:small|paper), .*) \|$", block, re.MULTILINE)
+    expected = []
+    for report in reports:
+        rows = {row["what"]: row for row in report["steps"]}
+        network = report["name"].split()[0].rstrip(":")
+        for what in (name for name in rows if name.endswith(": reference, fp32")):
+            step = what.split(":")[0]
+            ours = [rows[f"{step}: ours, {dtype}"] for dtype in ("float32", "bfloat16")]
+            cells = [f"{network}, {step}", f"{1000 * rows[what]['seconds']:.1f}"]
+            cells += [f"{row['ratio']:.2f}" for row in ours]
+            cells += [f"{row['difference']:.0e}" for row in ours]
+            cells += [f"{row['share']:.0%}" for row in ours]
+            expected.append(" | ".join(cells))
+    assert printed == expected

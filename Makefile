@@ -100,3 +100,5 @@ pretrain: $(READY)
 bundled: pretrain
 	OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone --nproc-per-node 2 tools/train_pidm.py --config configs/toy_market.yaml --out runs/toy_pretrain
 	$(PY) -c "from pathlib import Path; from pidm_core.checkpoint import ASSETS, bundle; print(bundle(Path('runs/toy_pretrain'), ASSETS / 'toy_market'))"
+	$(DISTILL) --out runs/toy_student_half
+	$(PY) -c "from pathlib import Path; from pidm_core.checkpoint import ASSETS, bundle; print(bundle(Path('runs/toy_student_half'), ASSETS / 'toy_market_student', base='toy_market', limit=700_000))"

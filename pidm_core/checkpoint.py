@@ -37,6 +37,7 @@ from pidm_core.folders import (
     sync,
     whole_folder,
 )
+from pidm_core.low_rank import reduced, restored
 from pidm_core.model import PIDM
 from pidm_core.options import from_dict, load_config, to_dict
 from pidm_core.weight_files import refuse_stand_ins
@@ -153,13 +154,17 @@ def save_model(
     *,
     card: str,
     dtype: torch.dtype = torch.float32,
+    base: dict[str, str] | None = None,
 ) -> None:
     """Write a model folder: config.json, model.safetensors in `dtype`, README.md (the card).
 
+    base: the bundled model, {"name", "weights_sha256"}, from which `state` holds differences.
     One that is there is replaced, whole or not at all.
     """
     weights = {name: value.detach().to(dtype) for name, value in state.items()}
     sections = {name: to_dict(getattr(config, name)) for name in ("model", "diffusion", "sample")}
+    if base:
+        sections["base"] = base
     with whole_folder(folder, sum(value.nbytes for value in weights.values())) as new:
         path = new / "model.safetensors"
         write_tensors(path, weights, {"format": "pt"})
@@ -167,17 +172,27 @@ def save_model(
         write_bytes(new / "README.md", card.encode())
 
 
-def bundle(run: Path, folder: Path) -> Path:
+def bundle(run: Path, folder: Path, *, base: str = "", limit: int = 0) -> Path:
     """Write a run's model to be carried: weights in bfloat16, its settings and its log.
 
     The folder, which is returned, is there whole or not at all and does where a run folder does.
+    base: the bundled model that it began with, on the same images: only differences from it are
+    written, in at most `limit` bytes, and not what it has seen.
     """
     config = load_config(PIDMConfig, run / "config.yaml")
     model, *_ = load_model(run / "model")
     card = (run / "model" / "README.md").read_text()
+    state, named = model.state_dict(), None
+    files = ["config.yaml", "env.json", "metrics.jsonl", "seen.json", "student.json"]
+    if base:
+        begun, *_, digest = load_model(ASSETS / base)
+        state = reduced(state, begun.state_dict(), limit)
+        named = {"name": base, "weights_sha256": digest}
+        card += f"Kept as differences of low rank from the bundled model `{base}`.\n"
+        files.remove("seen.json")
     with whole_folder(folder, 0) as new:
-        save_model(new, model.state_dict(), config, card=card, dtype=torch.bfloat16)
-        for file in ("config.yaml", "env.json", "metrics.jsonl", "seen.json", "student.json"):
+        save_model(new, state, config, card=card, dtype=torch.bfloat16, base=named)
+        for file in files:
             if (run / file).is_file():  # only students have a student.json
                 write_bytes(new / file, (run / file).read_bytes())
     return folder
@@ -217,12 +232,34 @@ def load_model(folder: Path) -> tuple[PIDM, DiffusionConfig, SampleConfig, str]:
         weights = load_tensors(data)
     except SafetensorError as error:
         raise UserError(f"{path}: not a safetensors file ({error})", BAD_DATA) from error
+    if "base" in config:
+        weights = restored(weights, _base(config["base"], where))
     with torch.device("meta"):  # no memory for weights that the file does not have
         model = PIDM(settings)
     check_weights(model.state_dict(), weights, path)
     model.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
     diffusion = from_dict(DiffusionConfig, config["diffusion"], where)
     return model.eval(), diffusion, from_dict(SampleConfig, config["sample"], where), digest
+
+
+def _base(named: Any, where: str) -> dict[str, Tensor]:
+    """The weights of the bundled model that a model folder holds differences from."""
+    name = named.get("name") if isinstance(named, dict) else None
+    bundled = {path.parent.name for path in ASSETS.glob("*/config.json")}
+    if (
+        not isinstance(name, str)
+        or name not in bundled
+        or "base" in read_json(ASSETS / name / "config.json")
+    ):
+        raise UserError(
+            f"{where}base: {name} is no bundled model with weights of its own", BAD_DATA
+        )
+    model, *_, digest = load_model(ASSETS / name)
+    if digest != named.get("weights_sha256"):
+        raise UserError(
+            f"{where}base: {name} is not the model that the differences are from", BAD_DATA
+        )
+    return model.state_dict()
 
 
 def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:

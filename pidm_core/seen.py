@@ -40,7 +40,16 @@ def read_seen(model: str | Path) -> list[Seen] | None:
     for folder in (ASSETS / str(model), Path(model), Path(model).parent):
         if (folder / FILE).is_file():
             return _read(folder / FILE)
+        if base := _base(folder / "config.json"):
+            return read_seen(base)
     return None
+
+
+def _base(config: Path) -> str:
+    """The bundled model of which a bundled model holds differences; it has seen the same images."""
+    if config.parent.parent != ASSETS or not config.is_file():
+        return ""
+    return str(read_json(config).get("base", {}).get("name", ""))
 
 
 def write_seen(run: Path, config: PIDMConfig, records: Sequence[Record]) -> None:

@@ -34,7 +34,7 @@ ARROWS = {
         "pair_lists": "data keypoints",
         "datasets": "data keypoints pair_lists",
         "estimator": "data hardware keypoints pose weight_files",
-        "checkpoint": "folders model weight_files",
+        "checkpoint": "folders low_rank model weight_files", "low_rank": "",
         "official": "model checkpoint weight_files",
         "pipeline": "model diffusion pose checkpoint hardware",
         "seen": "data",

@@ -102,3 +102,17 @@ def test_the_text_prints_the_figures_of_speed() -> None:
             cells += [f"{row['share']:.0%}" for row in ours]
             expected.append(" | ".join(cells))
     assert printed == expected
+
+
+def test_the_text_prints_the_figures_of_drawn_pairs() -> None:
+    rows = read_json(DOCS / "results/toy_pairs/figures.json")
+    text = (DOCS / "results.md").read_text()
+    block = text.split("<!-- results/toy_pairs/figures.json -->")[1].split("\n- ")[0]
+    forms = {
+        "SSIM": ".3f", "SSIM_256": ".3f", "re-ID Fréchet distance (not FID)": ".0f",
+        "re-ID kernel distance (not KID)": ".2f", "precision": ".2f", "recall": ".2f",
+    }  # fmt: skip
+    for row in rows:
+        figures = row["figures"]
+        cells = [format(figures[n], form) if n in figures else "" for n, form in forms.items()]
+        assert f"| {row['method']} | {row['images']:,} | {' | '.join(cells)} |\n" in block

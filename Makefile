@@ -70,8 +70,11 @@ results: generator pretrain
 	$(REID)
 	$(REID) --ratios 0.2 --seeds 0,1,2 --rows Standard,Standard-same-steps,PIDM-strict,PIDM-strict-fly --variants $(VARIANTS)
 	$(REID) $(LARGE)
+	$(PY) tools/make_toy_market.py --preset demo --seed 2026 --out data/toy_world2
+	$(PY) tools/train_pidm.py --config configs/toy_market.yaml --data data/toy_world2 --out runs/toy_world2 --train.warmup-steps 20 $(TRAIN)
+	$(REID) --name reid_toy_world2 --data data/toy_world2 --run runs/toy_world2 --folders data/world2 --ratios 0.2 --seeds 0,1,2
 	$(PY) tools/reproduce_table.py ablation --config configs/toy_ablation.yaml
-	$(PY) tools/report.py results/reid_toy results/reid_toy_128 --publish docs/results
+	$(PY) tools/report.py results/reid_toy results/reid_toy_128 results/reid_toy_world2 --publish docs/results
 
 results-quick: generator
 	$(REID) --ratios 0.2 --seeds 0 --rows Standard,Standard-same-steps,PIDM-strict

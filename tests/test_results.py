@@ -116,3 +116,16 @@ def test_the_text_prints_the_figures_of_drawn_pairs() -> None:
         figures = row["figures"]
         cells = [format(figures[n], form) if n in figures else "" for n, form in forms.items()]
         assert f"| {row['method']} | {row['images']:,} | {' | '.join(cells)} |\n" in block
+
+
+def test_the_text_prints_the_figures_of_the_students() -> None:
+    rows = read_json(DOCS / "results/students/figures.json")["rows"]
+    text = (DOCS / "results.md").read_text()
+    block = text.split("<!-- results/students/figures.json -->")[1].split("\n- ")[0]
+    for name, row in rows.items():
+        cells = [
+            name, str(row["evaluations"]), f"{row['frechet']:.4f}", f"{row['frechet_spread']:.4f}",
+            f"{row['diversity']:.3f}", f"{row['top_1']:.1%}", f"{row['identity']:.3f}",
+            f"{row['joints']:.2f}",
+        ]  # fmt: skip
+        assert f"| {' | '.join(cells)} |\n" in block

@@ -391,10 +391,11 @@ class ResBlock(nn.Module):
             return self._added(y, self._first(h, onto=taken(self._first(x, width), rows)), coded)
         shape = len(h), self.conv_2.out_channels, *h.shape[2:]
         y = torch.empty(shape, dtype=h.dtype, memory_format=torch.channels_last)
+        sources = range(len(h)) if rows is None else rows
         for row in rows_of(x):
             first, last = self._first(x[row], width), self.skip.part(x[row], width)
             for k in rows_of(h):
-                if row.start == (k.start if rows is None else rows[k.start]):
+                if sources[k.start] == row.start:
                     both = self._first(h[k], onto=first.clone())
                     sum_k = self.skip.part(h[k], onto=y[k].copy_(last))
                     self._added(sum_k, both, None if coded is None else coded[k])

@@ -32,7 +32,7 @@ from pidm_reid.dataset import REAL, SYNTHETIC, Item, check_images, entries
 from pidm_reid.folder import GALLERY, QUERY, person
 from pidm_reid.plan import shuffled
 from pidm_reid.pool import Pool, fresh_each_epoch
-from pidm_reid.weights import State, backbone, describe_weights, imagenet_file
+from pidm_reid.weights import State, backbone, describe_weights, first_weights_file
 
 NETWORK = "resnet50"
 MEASURED_PEOPLE = 100
@@ -63,7 +63,7 @@ class Result:
     train_seconds: float
     test_seconds: float
     images_per_s: float  # while training
-    weights: str  # "ImageNet …", "from scratch" or "Standard"
+    weights: str  # "from scratch", a file or "Standard"
     precision: str
     fresh_images: int = 0  # different synthetic images shown on the fly
     fresh_seconds: float = 0.0  # of train_seconds, spent on making them
@@ -172,7 +172,7 @@ def train_and_test(
     rerank: bool = False,
     label: str = "ResNet50",
 ) -> tuple[State, Result]:
-    """Train from `start` (None: ImageNet or random weights) and test; (weights, figures).
+    """Train from `start` (None: a file's or random weights) and test; (weights, figures).
 
     The same arguments give the same weights on the same machine with the same thread count.
     """
@@ -362,7 +362,7 @@ def _make_model(
     if start is not None:
         model.load_state_dict(start)
         return model, "Standard"
-    if path := imagenet_file(config.weights):
+    if path := first_weights_file(config.weights):
         model.load_state_dict({**model.state_dict(), **backbone(path, model)})
     return model, describe_weights(config.weights)
 

@@ -1,4 +1,4 @@
-"""Weights of the ResNet50: safetensors of ours, and ImageNet files that lie on the machine."""
+"""Weights of the ResNet50: safetensors of ours, and torchvision's files that lie on the machine."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def load_state(path: Path) -> State:
     return read_weights(path)
 
 
-def imagenet_file(weights: str) -> Path | None:
-    """The file of the ImageNet weights; None = from scratch. Nothing is downloaded."""
+def first_weights_file(weights: str) -> Path | None:
+    """The file of the first weights; None = from scratch. Nothing is downloaded."""
     if weights == "none":
         return None
     cached = Path(torch.hub.get_dir()) / "checkpoints" / IMAGENET_FILE
@@ -40,13 +40,13 @@ def imagenet_file(weights: str) -> Path | None:
 
 
 def describe_weights(weights: str) -> str:
-    """What the first training starts from: 'from scratch', or ImageNet and the file's hash."""
-    path = imagenet_file(weights)
-    return f"ImageNet {sha256(path)[:8]}" if path else "from scratch"
+    """What the first training starts from: 'from scratch', or a file and its hash."""
+    path = first_weights_file(weights)
+    return f"{path.name} {sha256(path)[:8]}" if path else "from scratch"
 
 
 def backbone(path: Path, model: torch.nn.Module) -> State:
-    """The tensors of an ImageNet ResNet50 file that fit the model: all but the classifier's."""
+    """The tensors of a ResNet50 file that fit the model: all but the classifier's."""
     found, own = read_weights(path), model.state_dict()
     fitting = {k: v for k, v in found.items() if k in own and v.shape == own[k].shape}
     needed = {k for k in own if not k.startswith("classifier") and "num_batches" not in k}

@@ -189,7 +189,7 @@ def test_d_aug_is_d_tr_and_the_synthetic_images(market: Path, tmp_path: Path) ->
 # ---------------------------------------------------------------- weights
 
 
-def test_imagenet_weights_come_from_a_file_and_spare_the_classifier(
+def test_first_weights_come_from_a_file_and_spare_the_classifier(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(finetune, "NETWORK", "resnet50")
@@ -198,14 +198,14 @@ def test_imagenet_weights_come_from_a_file_and_spare_the_classifier(
     torch.save(state, tmp_path / "resnet50.pth")
     config = dataclasses.replace(SMALL, weights=str(tmp_path / "resnet50.pth"))
     model, label = finetune._make_model(6, config=config, start=None)
-    assert label.startswith("ImageNet ")
+    assert label.startswith("resnet50.pth ")
     assert torch.equal(model.state_dict()["layer4.2.conv3.weight"], state["layer4.2.conv3.weight"])
     assert model.classifier.weight.shape == (6, 2048)
 
 
 def test_missing_or_wrong_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"put torchvision's resnet50-19c8e357\.pth there"):
-        weights.imagenet_file(str(tmp_path / "nowhere.pth"))
+        weights.first_weights_file(str(tmp_path / "nowhere.pth"))
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "other.pth")
     config = dataclasses.replace(SMALL, weights=str(tmp_path / "other.pth"))
     with pytest.raises(UserError, match="not a ResNet50") as caught:
@@ -220,7 +220,7 @@ def test_without_weights_nothing_is_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert weights.imagenet_file("auto") is None
+    assert weights.first_weights_file("auto") is None
 
 
 # ---------------------------------------------------------------- refusals

@@ -42,8 +42,7 @@ class NetworkConfig:
     batch_size: int = 32
     """Images per iteration."""
     weights: str = "auto"
-    """First weights: a file of a ResNet50, 'auto' (ImageNet's in torch's cache if they lie there) or
-    'none'."""
+    """First weights: a file, 'auto' (ImageNet's if they lie in torch's cache) or 'none'."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16 where the hardware has it ('auto'), bf16 or fp32."""
     workers: int = -1

@@ -32,6 +32,7 @@ from pidm_reid.dataset import REAL, SYNTHETIC, Item, check_images, entries
 from pidm_reid.folder import GALLERY, QUERY, person
 from pidm_reid.plan import shuffled
 from pidm_reid.pool import Pool, fresh_each_epoch
+from pidm_reid.small_maps import by_products
 from pidm_reid.weights import State, backbone, describe_weights, first_weights_file
 
 NETWORK = "resnet50"
@@ -82,7 +83,7 @@ class FastSoftmaxEngine(_SoftmaxEngine):  # type: ignore[misc]
         self.bf16 = bf16
         self.model.to(self.device, memory_format=torch.channels_last)
         if torch.cpu.get_capabilities().get("amx_bf16"):
-            narrow_in_fp32(self.model)
+            by_products(self.model)
 
     def autocast(self) -> torch.autocast:
         """bf16 where the network runs; the weights and the loss stay fp32."""
@@ -109,29 +110,6 @@ class FastSoftmaxEngine(_SoftmaxEngine):  # type: ignore[misc]
         with torch.inference_mode(), self.autocast():
             features: torch.Tensor = self.model(images)
         return features.float()
-
-
-class _NarrowInFp32(torch.nn.Conv2d):
-    """On a CPU without autocast where its output is one column wide."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        columns = (x.shape[3] + 2 * int(self.padding[1]) - self.kernel_size[1]) // self.stride[1]
-        if columns == 0 and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-            with torch.autocast("cpu", enabled=False):
-                return super().forward(x.float())
-        return super().forward(x)
-
-
-def narrow_in_fp32(model: torch.nn.Module) -> None:
-    """Keep a fault of oneDNN 3.10 (torch 2.11) on CPUs with AMX away from the network.
-
-    Its bf16 convolutions of stride 2 read memory that nobody wrote where the output is one column
-    wide, as in ResNet50's last stage at 64x32: losses differ between two runs or are nan.
-    """
-    for module in model.modules():
-        strided = type(module) is torch.nn.Conv2d and module.stride != (1, 1)
-        if strided and module.kernel_size != (1, 1):
-            module.__class__ = _NarrowInFp32
 
 
 def iterate(engine: FastSoftmaxEngine, steps: int) -> Iterator[dict[str, float]]:

@@ -61,7 +61,7 @@ ARROWS = {
     },
     "pidm_reid": {
         "config": "", "compat": "", "coverage": "", "folder": "", "plan": "coverage",
-        "retrieval": "compat",
+        "retrieval": "compat", "small_maps": "",
         "table": "", "weights": "", "sheet": "plan",
         "cameras": "plan", "page": "table", "report": "page table",
         "folder_report": "cameras coverage folder page table",
@@ -75,7 +75,7 @@ ARROWS = {
         "strict": "folder synthesize",
         "pool": "folder generators plan synthesize",
         "dataset": "folder compat pool",
-        "finetune": "dataset folder plan pool retrieval compat weights config",
+        "finetune": "dataset folder plan pool retrieval compat small_maps weights config",
         "rows": "config",
         "bench":
             "cameras config coverage finetune folder generators imported leaks lease plan pool "

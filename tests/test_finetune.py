@@ -260,29 +260,6 @@ def test_broken_and_synthetic_test_images_are_refused(tmp_path: Path) -> None:
         finetune.read_test(market)
 
 
-@pytest.mark.parametrize(("width", "exact"), [(1, True), (2, True), (3, False)])
-def test_a_strided_convolution_one_column_wide_stays_fp32(width: int, exact: bool) -> None:
-    torch.manual_seed(0)
-    strided, plain = (torch.nn.Conv2d(64, 64, 3, stride, padding=1) for stride in (2, 1))
-    network = torch.nn.Sequential(strided, torch.nn.Conv2d(64, 64, 1, 2), plain)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    finetune.narrow_in_fp32(network)
-    assert [type(module) is torch.nn.Conv2d for module in network] == [False, True, True]
-    assert network.state_dict().keys() == before.keys()
-    x = torch.randn(4, 64, 6, width).to(memory_format=torch.channels_last)
-    expected = torch.nn.functional.conv2d(x, strided.weight, strided.bias, 2, 1)
-    # what the fault would read, were it there
-    dirt = [torch.full((count,), float("nan")) for count in (10**3, 10**4, 10**5)]
-    del dirt
-    with torch.autocast("cpu", torch.bfloat16):
-        out = network[0](x)
-    assert out.dtype == (torch.float32 if exact else torch.bfloat16)
-    torch.testing.assert_close(out.float(), expected, rtol=2e-2, atol=0 if exact else 2e-2)
-    out.float().sum().backward()
-    assert strided.weight.grad is not None
-    assert strided.weight.grad.isfinite().all()
-
-
 @pytest.mark.parametrize("amx", [False, True])
 def test_the_engine_keeps_clear_of_amxs_fault(
     amx: bool, real: list[Item], test_set: finetune.TestSet, monkeypatch: pytest.MonkeyPatch

@@ -68,6 +68,19 @@ def test_the_readme_prints_the_published_figures() -> None:
     }
 
 
+def test_the_readme_prints_the_figures_of_real_people() -> None:
+    lines = load_lines(DOCS / "results/reid_market1501_half/table.json")
+    row = {line.name: line for line in lines if line.seeds}
+    printed = [f"{row['Standard-same-steps'].mean['mAP']:.1f} mAP"]
+    for name in ("PIDM-strict", "PIDM-paper"):
+        assert (interval := row[name].interval) is not None
+        low, high = interval
+        gain = f"**{row[name].gain:+.1f} [{low:+.1f}, {high:+.1f}]**"
+        printed.append(f"{row[name].mean['mAP']:.1f}, {gain}")
+    sentence = next(line for line in README.splitlines() if "**real Market-1501**" in line)
+    assert re.findall(r"[\d.]+ mAP|[\d.]+, \*\*.*?\*\*", sentence) == printed
+
+
 def test_the_text_prints_the_figures_of_sampling() -> None:
     rows = read_json(DOCS / "results/front/figures.json")["rows"]
     text = (DOCS / "results.md").read_text()

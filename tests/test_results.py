@@ -73,7 +73,8 @@ def test_the_readme_prints_the_figures_of_real_people() -> None:
     row = {line.name: line for line in lines if line.seeds}
     printed = [f"{row['Standard-same-steps'].mean['mAP']:.1f} mAP"]
     for name in ("PIDM-strict", "PIDM-paper"):
-        assert (interval := row[name].interval) is not None
+        interval = row[name].interval
+        assert interval is not None
         low, high = interval
         gain = f"**{row[name].gain:+.1f} [{low:+.1f}, {high:+.1f}]**"
         printed.append(f"{row[name].mean['mAP']:.1f}, {gain}")

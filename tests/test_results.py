@@ -118,10 +118,11 @@ def test_the_text_prints_the_figures_of_speed() -> None:
     assert printed == expected
 
 
-def test_the_text_prints_the_figures_of_drawn_pairs() -> None:
-    rows = read_json(DOCS / "results/toy_pairs/figures.json")
+@pytest.mark.parametrize("name", ["toy_pairs", "market1501_pairs"])
+def test_the_text_prints_the_figures_of_pairs(name: str) -> None:
+    rows = read_json(DOCS / f"results/{name}/figures.json")
     text = (DOCS / "results.md").read_text()
-    block = text.split("<!-- results/toy_pairs/figures.json -->")[1].split("\n- ")[0]
+    block = text.split(f"<!-- results/{name}/figures.json -->")[1].split("\n- ")[0]
     forms = {
         "SSIM": ".3f", "SSIM_256": ".3f", "re-ID Fréchet distance (not FID)": ".0f",
         "re-ID kernel distance (not KID)": ".2f", "precision": ".2f", "recall": ".2f",

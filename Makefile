@@ -1,7 +1,7 @@
 # make setup   the environment in .venv          make test    all tests
 # make demo    the whole way on drawn people     make check   style, types
 # make results the tables of docs/results.md on drawn people; results-quick: a slice in 20 minutes
-# make real    Table 3 on Market-1501 at half its size, in five hours of a core with AMX (data/market1501)
+# make real    Table 3 on Market-1501 at half its size, in four hours of a core with AMX (data/market1501)
 # make slow    the tests that take minutes or much memory
 # make test-faults   N kills, full disks, bad inputs of each kind, and a table
 # make paper   the paper's network and Table 3: eight GPUs, a week; WEIGHTS=FILE: ImageNet's, if elsewhere

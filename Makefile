@@ -1,6 +1,7 @@
 # make setup   the environment in .venv          make test    all tests
 # make demo    the whole way on drawn people     make check   style, types
 # make results the tables of docs/results.md on drawn people; results-quick: a slice in 20 minutes
+# make recipes learning rates, batches and parametrisations in equal time; generators of three lengths
 # make real    Table 3 on Market-1501 at half its size, in four hours of a core with AMX (data/market1501)
 # make slow    the tests that take minutes or much memory
 # make test-faults   N kills, full disks, bad inputs of each kind, and a table
@@ -16,7 +17,7 @@ WEIGHTS ?= $(HOME)/.cache/torch/hub/checkpoints/resnet50-19c8e357.pth
 # Without bytecode files every tool would compile torch's Python again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup generator pretrain demo results results-quick real test test-faults slow check bundled paper
+.PHONY: setup generator pretrain demo results results-quick recipes real test test-faults slow check bundled paper
 ifeq ($(SETUP),1)
 READY = .venv/ready
 endif
@@ -76,6 +77,23 @@ results: generator pretrain
 	$(REID) --name reid_toy_world2 --data data/toy_world2 --run runs/toy_world2 --folders data/world2 --ratios 0.2 --seeds 0,1,2
 	$(PY) tools/reproduce_table.py ablation --config configs/toy_ablation.yaml
 	$(PY) tools/report.py results/reid_toy results/reid_toy_128 results/reid_toy_world2 --publish docs/results
+
+TRAIN_SHORT = $(PY) tools/train_pidm.py --config configs/toy_market.yaml --train.ema-decay 0.99 --train.warmup-steps 50 --train.sample-every 0
+SLOW = --train.lr 2e-5 --train.batch-size 8 --no-train.cosine --train.steps 1230
+FAST = --train.lr 1e-3 --train.batch-size 32
+COMPARE = $(PY) tools/compare_models.py --pairs 120 --seeds 2
+RUNS = runs/recipe_slow_eps:3,runs/recipe_slow_eps:20,runs/recipe_slow_y0:3,runs/recipe_slow_y0:20
+RUNS := $(RUNS),runs/recipe_fast_eps:3,runs/recipe_fast_eps:20,runs/recipe_fast_y0:3,runs/recipe_fast_y0:20
+
+recipes: pretrain
+	$(TRAIN_SHORT) $(SLOW) --diffusion.prediction eps --out runs/recipe_slow_eps
+	$(TRAIN_SHORT) $(SLOW) --out runs/recipe_slow_y0
+	$(TRAIN_SHORT) $(FAST) --train.steps 600 --diffusion.prediction eps --out runs/recipe_fast_eps
+	$(TRAIN_SHORT) $(FAST) --train.steps 600 --out runs/recipe_fast_y0
+	$(TRAIN_SHORT) $(FAST) --train.steps 150 --out runs/generator_150
+	$(TRAIN_SHORT) $(FAST) --train.steps 2400 --out runs/generator_2400
+	$(COMPARE) --models toy_market,$(RUNS) --json results/recipes.json
+	$(COMPARE) --models toy_market,toy_market_student,runs/generator_150,runs/recipe_fast_y0,runs/generator_2400 --json results/generators.json
 
 results-quick: generator
 	$(REID) --ratios 0.2 --seeds 0 --rows Standard,Standard-same-steps,PIDM-strict

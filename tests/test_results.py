@@ -133,13 +133,14 @@ def test_the_text_prints_the_figures_of_pairs(name: str) -> None:
         assert f"| {row['method']} | {row['images']:,} | {' | '.join(cells)} |\n" in block
 
 
-def test_the_text_prints_the_figures_of_the_students() -> None:
-    rows = read_json(DOCS / "results/students/figures.json")["rows"]
+@pytest.mark.parametrize("name", ["students", "recipes", "generators"])
+def test_the_text_prints_the_figures_of_models_compared(name: str) -> None:
+    rows = read_json(DOCS / f"results/{name}/figures.json")["rows"]
     text = (DOCS / "results.md").read_text()
-    block = text.split("<!-- results/students/figures.json -->")[1].split("\n- ")[0]
-    for name, row in rows.items():
+    block = text.split(f"<!-- results/{name}/figures.json -->")[1].split("\n- ")[0]
+    for model, row in rows.items():
         cells = [
-            name, str(row["evaluations"]), f"{row['frechet']:.4f}", f"{row['frechet_spread']:.4f}",
+            model, str(row["evaluations"]), f"{row['frechet']:.4f}", f"{row['frechet_spread']:.4f}",
             f"{row['diversity']:.3f}", f"{row['top_1']:.1%}", f"{row['identity']:.3f}",
             f"{row['joints']:.2f}",
         ]  # fmt: skip

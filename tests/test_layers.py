@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -114,6 +116,45 @@ def test_gradients_of_images_side_by_side_are_torchs() -> None:
     for mine, reference in zip([x, *conv.parameters()], expected, strict=True):
         assert mine.grad is not None
         assert near(mine.grad, reference)
+
+
+@pytest.mark.parametrize(
+    ("shape", "after", "product"),
+    [
+        ((3, 40, 8, 4), 24, True),
+        ((2, 24, 5, 3), 40, True),
+        ((4, 512, 4, 2), 512, True),
+        ((9, 40, 16, 8), 24, False),
+    ],
+    ids=["8x4", "odd", "side by side", "large"],
+)
+def test_gradients_of_small_maps_as_products_are_torchs(
+    shape: tuple[int, ...], after: int, product: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    B, C, H, W = shape
+    x, g = values(*shape, dtype=torch.bfloat16), values(B, after, H, W, dtype=torch.bfloat16)
+    conv = frozen(C, after, 3, torch.bfloat16)
+    exact = x.double().requires_grad_()
+    convolved(exact, conv).backward(g.double())
+    assert exact.grad is not None
+    expected = [exact.grad, *(p.grad.double() for p in conv.parameters() if p.grad is not None)]
+    conv.zero_grad()
+    x.requires_grad_()
+    y = conv(x)
+    assert ("_SmallMapConv" in _names(y.grad_fn)) == product
+    y.backward(g)
+    for mine, reference in zip([x, *conv.parameters()], expected, strict=True):
+        assert mine.grad is not None
+        assert near(mine.grad, reference)
+        assert mine.grad.stride() == mine.stride()
+
+
+def _names(node: Any) -> str:
+    """Names of the functions that a gradient goes through."""
+    if node is None:
+        return ""
+    return node.name() + "".join(_names(before) for before, _ in node.next_functions)
 
 
 @pytest.mark.parametrize("rows", [1, 3])

@@ -62,10 +62,13 @@ VARIANTS := $(VARIANTS),PIDM-strict-half=policy.half_real=true,PIDM-strict-last=
 VARIANTS := $(VARIANTS),PIDM-strict-scratch=strict=configs/toy_strict_scratch.yaml
 VARIANTS := $(VARIANTS),PIDM-teacher=run=toy_market,PIDM-student=run=runs/toy_student_half
 VARIANTS := $(VARIANTS),PIDM-student-one=run=runs/toy_student_half1
+GENERATORS = PIDM-after-150=run=runs/generator_150,PIDM-after-600=run=runs/recipe_fast_y0
+GENERATORS := $(GENERATORS),PIDM-after-2400=run=runs/generator_2400
+GENERATORS := $(GENERATORS),PIDM-bundled=run=toy_market,PIDM-student-bundled=run=toy_market_student
 DISTILL = $(PY) tools/distill.py --config configs/toy_student.yaml
 LARGE = --name reid_toy_128 --student.height 128 --student.width 64
 
-results: generator pretrain
+results: generator pretrain recipes
 	$(DISTILL) --out runs/toy_student_half
 	$(DISTILL) --teacher runs/toy_student_half --steps 2 --teacher-steps 2 --train.steps 150 --out runs/toy_student_half2
 	$(DISTILL) --teacher runs/toy_student_half2 --steps 1 --teacher-steps 2 --train.steps 150 --out runs/toy_student_half1
@@ -75,8 +78,11 @@ results: generator pretrain
 	$(PY) tools/make_toy_market.py --preset demo --seed 2026 --out data/toy_world2
 	$(PY) tools/train_pidm.py --config configs/toy_market.yaml --data data/toy_world2 --out runs/toy_world2 --train.warmup-steps 20 $(TRAIN)
 	$(REID) --name reid_toy_world2 --data data/toy_world2 --run runs/toy_world2 --folders data/world2 --ratios 0.2 --seeds 0,1,2
+	$(REID) --name reid_toy_ratios --ratios 0.2 --seeds 0,1,2 --rows Standard,Standard-same-steps,PIDM-strict --variants $(GENERATORS)
+	$(REID) --name reid_toy_ratios --ratios 0.6,0.8 --seeds 0,1,2 --rows Standard,Standard-same-steps,PIDM-strict
+	$(REID) --name reid_toy_ratios --ratios 1.0 --seeds 0,1,2 --rows Standard,Standard-same-steps --variants PIDM-strict-x1=per_image=1
 	$(PY) tools/reproduce_table.py ablation --config configs/toy_ablation.yaml
-	$(PY) tools/report.py results/reid_toy results/reid_toy_128 results/reid_toy_world2 --publish docs/results
+	$(PY) tools/report.py results/reid_toy results/reid_toy_128 results/reid_toy_world2 results/reid_toy_ratios --publish docs/results
 
 TRAIN_SHORT = $(PY) tools/train_pidm.py --config configs/toy_market.yaml --train.ema-decay 0.99 --train.warmup-steps 50 --train.sample-every 0
 SLOW = --train.lr 2e-5 --train.batch-size 8 --no-train.cosine --train.steps 1230

@@ -17,7 +17,7 @@ from pidm_core import read_json, read_keypoints, save_config, write_json
 from pidm_reid import folder, plan
 from pidm_reid.bench import CANDIDATES, Bench, refuse_changes
 from pidm_reid.config import ReidTable
-from pidm_reid.rows import Cell, rows
+from pidm_reid.rows import Cell, changed, rows
 from pidm_reid.table import CONFIG
 
 WEIGHTS_MIB = 94  # of a ResNet50
@@ -35,7 +35,9 @@ def cells(table: ReidTable) -> list[Cell]:
         for seed in table.seeds
         for ratio in table.ratios
         for name, row in rows(table).items()
-        if ratio < 1 or table.per_image or row.train in ("real", "repeated")
+        if ratio < 1
+        or row.train in ("real", "repeated")
+        or (changed(table, row.change) if row.change else table).per_image
     ]
 
 

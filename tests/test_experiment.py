@@ -388,6 +388,8 @@ def test_of_all_real_images_nothing_is_generated(table: ReidTable) -> None:
     assert [cell.row for cell in cells(whole)] == ["Standard", SAME_STEPS]
     assert list(done(whole)) == ["Standard", SAME_STEPS]
     assert draw_sheet(whole) is None
+    more = dataclasses.replace(whole, variants={"PIDM-strict-x1": "per_image=1"})
+    assert [cell.row for cell in cells(more)] == ["Standard", SAME_STEPS, "PIDM-strict-x1"]
 
 
 def test_a_table_of_another_test_set_is_refused(table: ReidTable, tmp_path: Path) -> None:

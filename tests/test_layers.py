@@ -43,6 +43,15 @@ def convolved(x: Tensor, conv: Conv) -> Tensor:
     return F.conv2d(x.double(), weight, bias, padding=conv.padding)
 
 
+def exact_gradients(x: Tensor, conv: Conv, g: Tensor) -> list[Tensor]:
+    """Those of x and of the convolution's parameters by torch in float64."""
+    exact, *parameters = (v.detach().double().requires_grad_() for v in (x, *conv.parameters()))
+    F.conv2d(exact, *parameters, padding=conv.padding).backward(g.double())
+    gradients = [v.grad for v in (exact, *parameters) if v.grad is not None]
+    assert len(gradients) == 1 + len(parameters)
+    return gradients
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("shape", "after", "size"),
@@ -106,11 +115,7 @@ def test_images_side_by_side_do_not_touch() -> None:
 def test_gradients_of_images_side_by_side_are_torchs() -> None:
     x, conv, g = values(3, 512, 4, 2), Conv(512, 512, 3, padding=1), values(3, 512, 4, 2)
     conv = conv.to(memory_format=torch.channels_last)
-    exact = x.double().requires_grad_()
-    convolved(exact, conv).backward(g.double())
-    assert exact.grad is not None
-    expected = [exact.grad, *(p.grad.double() for p in conv.parameters() if p.grad is not None)]
-    conv.zero_grad()
+    expected = exact_gradients(x, conv, g)
     x.requires_grad_()
     conv(x).backward(g)
     for mine, reference in zip([x, *conv.parameters()], expected, strict=True):
@@ -135,11 +140,7 @@ def test_gradients_of_small_maps_as_products_are_torchs(
     B, C, H, W = shape
     x, g = values(*shape, dtype=torch.bfloat16), values(B, after, H, W, dtype=torch.bfloat16)
     conv = frozen(C, after, 3, torch.bfloat16)
-    exact = x.double().requires_grad_()
-    convolved(exact, conv).backward(g.double())
-    assert exact.grad is not None
-    expected = [exact.grad, *(p.grad.double() for p in conv.parameters() if p.grad is not None)]
-    conv.zero_grad()
+    expected = exact_gradients(x, conv, g)
     x.requires_grad_()
     y = conv(x)
     assert ("_SmallMapConv" in _names(y.grad_fn)) == product

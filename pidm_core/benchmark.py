@@ -2,7 +2,8 @@
 
 The reference sampler is the authors' way: fp32, contiguous layout, one evaluation of the network
 after the other, and nothing but F_s kept between them. The reference training step is a plain
-loop: fp32, contiguous, Adam and EMA parameter by parameter.
+loop: fp32, contiguous, Adam and EMA parameter by parameter. What is compared takes turns, since
+a machine's neighbours slow it for seconds or minutes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -145,19 +147,24 @@ def sampling(
     plain = network(config).to(device)
     for count in batches:
         given, name = conditions(config, count, device), f"{guidance}, batch {count}"
-        denoise = reference(plain, diffusion, given, guidance)
-        expected, slow, rate = _measured(denoise, given, _work(denoise, given))
-        share = rate / rates[torch.float32]
-        yield Row(f"{name}: reference, fp32", slow / count, rate=rate, share=share)
-        for dtype, possible in rates.items():
+        steps = [reference(plain, diffusion, given, guidance)]
+        works = [_work(steps[0], given)]
+        for dtype in rates:
             placement = Placement(device, dtype)
             model = placement.module(network(config))
-            fast = ours(model, diffusion, given, guidance, placement)
-            work = _work(fast, given)  # of the direct sums, which a frozen network may shorten
+            steps.append(ours(model, diffusion, given, guidance, placement))
+            works.append(_work(steps[-1], given))  # the direct sums, which freezing may shorten
             model.freeze()
-            eps, seconds, rate = _measured(fast, given, work)
+        slow, *fast = _in_turns([partial(step, given.y_t, given.t) for step in steps])
+        expected, *found = (step(given.y_t, given.t)[:, :3] for step in steps)
+        rate = _rate(works[0], slow)
+        share = rate / rates[torch.float32]
+        yield Row(f"{name}: reference, fp32", slow / count, rate=rate, share=share)
+        for (dtype, possible), seconds, eps, work in zip(
+            rates.items(), fast, found, works[1:], strict=True
+        ):
             difference = float((eps - expected).abs().max() / expected.abs().max())
-            name_ours = f"{name}: ours, {name_of(dtype)}"
+            rate, name_ours = _rate(work, seconds), f"{name}: ours, {name_of(dtype)}"
             times = slow / seconds
             yield Row(name_ours, seconds / count, times, difference, rate, rate / possible)
 
@@ -169,7 +176,7 @@ def convolution_rate(dtype: torch.dtype) -> float:
     conv = placement.module(nn.Conv2d(128, 128, 3, padding=1))
     x = placement.tensor(torch.randn(batch, 128, 128, 64))
     with torch.inference_mode():
-        seconds = _repeated(lambda: conv(x))
+        (seconds,) = _in_turns([lambda: conv(x)])
     return _rate(2 * 9 * 128 * 128 * 128 * 64 * batch, seconds)
 
 
@@ -188,7 +195,8 @@ def generation(config: ModelConfig, settings: SampleConfig) -> float:
             settings=settings,
         )  # fmt: skip
 
-    return _repeated(act) / count
+    (seconds,) = _in_turns([act])
+    return seconds / count
 
 
 def generators(*, quick: bool) -> Iterator[tuple[str, float]]:
@@ -250,8 +258,6 @@ def training(
         what = f"batch {batch}: {who}, {name_of(dtype)}"
         return Row(what, seconds / batch, ratio, rate=rate, share=rate / rates[dtype])
 
-    seconds = _repeated(plainly, before=STEPS_BEFORE)
-    yield row("plain loop", seconds, torch.float32)
     state = State(options, placement)
     for value, parameter in zip(state.master.values(), plain.parameters(), strict=True):
         value.copy_(parameter.detach())  # a new network's gradients are denormal, which is slow
@@ -265,7 +271,8 @@ def training(
         state.update(options.train.warmup_steps)
         (mse + vlb).item()
 
-    took = _repeated(step, before=STEPS_BEFORE)
+    seconds, took = _in_turns([plainly, step], before=STEPS_BEFORE, rounds=5)
+    yield row("plain loop", seconds, torch.float32)
     yield row("ours", took, placement.dtype, seconds / took)
     alone = loading(config, batch=batch)
     yield Row(f"batch {batch}: its loader alone", alone / batch, took / alone)
@@ -303,7 +310,10 @@ def loading(config: ModelConfig, *, batch: int) -> float:
         pairs = Pairs(people.records, people.keypoints, size=config.size)
     random = np.random.default_rng(0)
     indices = random.integers(0, len(pairs), batch)
-    return _repeated(lambda: pairs.batch(indices, random, max_scale=TrainConfig().max_scale))
+    (seconds,) = _in_turns(
+        [lambda: pairs.batch(indices, random, max_scale=TrainConfig().max_scale)]
+    )
+    return seconds
 
 
 def kept_bytes(config: ModelConfig, *, recompute: bool) -> int:
@@ -332,35 +342,29 @@ def kept_bytes(config: ModelConfig, *, recompute: bool) -> int:
 # ---------------------------------------------------------------- clocks
 
 
-def _measured(denoise: Denoise, given: Conditions, work: float) -> tuple[Tensor, float, float]:
-    """Its eps, the seconds that takes, and TFLOP/s."""
-
-    def act() -> Tensor:
-        return denoise(given.y_t, given.t)
-
-    seconds = _repeated(act)
-    return act()[:, :3], seconds, _rate(work, seconds)
-
-
 def _work(denoise: Denoise, given: Conditions) -> float:
     return _flops(lambda: denoise(given.y_t, given.t))
 
 
-def _repeated(act: Callable[[], object], *, before: int = 1) -> float:
-    """Seconds of one call: the median of three, or of more where they are short.
+def _in_turns(
+    acts: Sequence[Callable[[], object]], *, before: int = 1, rounds: int = 3
+) -> list[float]:
+    """Seconds of one call of each: the medians of `rounds`, or of more where they are short.
 
-    before: calls that do not count, since the first ones are slower.
+    before: calls of each that do not count, since the first ones are slower.
     """
-    for _ in range(before):
-        act()
-    times: list[float] = []
-    while len(times) < 3 or (sum(times) < SETTLED and len(times) < 100):
-        begin = time.perf_counter()
-        act()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+    for act in acts:
+        for _ in range(before):
+            act()
+    times: list[list[float]] = [[] for _ in acts]
+    while len(times[0]) < rounds or (min(map(sum, times)) < SETTLED and len(times[0]) < 100):
+        for act, taken in zip(acts, times, strict=True):
+            begin = time.perf_counter()
+            act()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            taken.append(time.perf_counter() - begin)
+    return [statistics.median(taken) for taken in times]
 
 
 def _flops(act: Callable[[], object]) -> float:

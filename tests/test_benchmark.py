@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -55,6 +56,24 @@ def test_rows_state_ratio_difference_and_rate_of_the_same_run() -> None:
     assert plain.rate == pytest.approx(benchmark.pair_work(TINY) / plain.seconds / 1e12)
     assert fast.share == pytest.approx(fast.rate / 2)
     assert loader.ratio == pytest.approx(fast.seconds / loader.seconds)
+
+
+def test_what_is_compared_takes_turns_and_gives_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    clock, cost = 0.0, {"slow": iter([9, 3, 1, 8]), "fast": iter([9, 2, 0.5, 0.25])}
+
+    def act(name: str) -> None:
+        nonlocal clock
+        calls.append(name)
+        clock += next(cost[name])
+
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock)
+    acts = [functools.partial(act, name) for name in ("slow", "fast")]
+    assert benchmark._in_turns(acts) == [3, 0.5]
+    assert calls == ["slow", "fast"] * 4  # of which the first round is left out
+    cost["slow"] = iter([0.0625] * 9)
+    assert benchmark._in_turns(acts[:1], before=0) == [0.0625]
+    assert len(calls) == 8 + 4  # until a quarter of a second is settled
 
 
 def test_the_reference_does_the_work_of_every_branch() -> None:

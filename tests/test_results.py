@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 from pidm_core import read_json
-from pidm_reid.table import comma_separated, load_lines, markdown, read_table
+from pidm_reid.table import (
+    comma_separated,
+    load_lines,
+    markdown,
+    paired,
+    read_results,
+    read_table,
+)
 
 DOCS = Path(__file__).parent.parent / "docs"
 README = (DOCS.parent / "README.md").read_text()
@@ -80,6 +89,27 @@ def test_the_readme_prints_the_figures_of_real_people() -> None:
         printed.append(f"{row[cell].mean['mAP']:.1f}, {gain}")
     sentence = next(line for line in README.splitlines() if "**real Market-1501**" in line)
     assert re.findall(r"[\d.]+ mAP|[\d.]+, \*\*.*?\*\*", sentence) == printed
+
+
+def test_every_gain_told_in_words_is_that_of_two_rows_of_a_published_table() -> None:
+    gains = set()
+    for path in TABLES:
+        rows = defaultdict(list)
+        for cell in read_results(path.parent):
+            rows[cell["ratio"], cell["row"]].append(cell)
+        for (ratio, ours), (other_ratio, theirs) in itertools.permutations(rows, 2):
+            mean, interval = paired(rows[ratio, ours], rows[other_ratio, theirs])
+            if ratio == other_ratio and mean is not None and interval is not None:
+                gains.add((f"{abs(mean):.1f}", f"{interval[0]:+.1f}, {interval[1]:+.1f}"))
+    results = (DOCS / "results.md").read_text()
+    demo = results.split("## The demo's table")[1].split("## Table 3")[
+        0
+    ]  # of one seed, over people
+    text = README + results.replace(demo, "")
+    words = "\n".join(line for line in text.splitlines() if not line.startswith("| "))
+    told = re.findall(r"(\d+\.\d) \[([+-]\d+\.\d, [+-]\d+\.\d)\]", words)
+    assert len(told) > 60
+    assert set(told) <= gains
 
 
 def test_the_text_prints_the_figures_of_sampling() -> None:

@@ -69,12 +69,12 @@ def find_weights(path: str | Path) -> Path:
 
 
 def load_estimator(weights: Path) -> Estimator:
-    """The network of a weight file: ViTPose if a config.json lies beside it, else keypoint R-CNN.
+    """The network of a weight file: ViTPose by its name and a config.json, else keypoint R-CNN.
 
     Raises UserError for a file that does not hold all of the network's tensors.
     """
     device = place("fp32").device
-    if (weights.parent / "config.json").is_file():
+    if weights.name == VITPOSE_FILE and (weights.parent / "config.json").is_file():
         return _vitpose(weights.parent, device)
     return _keypoint_rcnn(weights, device)
 

@@ -81,9 +81,15 @@ def remove_folder(folder: Path) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what dead writers left unfinished; only for who is `only_writer` of it."""
+    """Remove what dead writers left unfinished; only for who is `only_writer` of it.
+
+    A folder whose successor was not there yet gets its name back.
+    """
     for path in folder.glob(f"{LEFTOVER}*"):
-        if path.is_dir() and not path.is_symlink():
+        final = folder / path.name.removeprefix(LEFTOVER).rsplit("-", 3)[0]
+        if path.name.endswith("-old") and not final.exists():
+            path.rename(final)
+        elif path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()

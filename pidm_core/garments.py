@@ -13,7 +13,7 @@ from pidm_core.files import BAD_DATA, UserError
 from pidm_core.keypoints import L_HIP, NECK, R_HIP
 
 _R_KNEE, _L_KNEE = 9, 12
-_NEEDED = {"upper": (NECK, 2, 5, 8, 11), "lower": (NECK, 8, 11, 10, 13)}
+_NEEDED = {"upper": (NECK, 2, 5, 8, 11), "lower": (NECK, R_HIP, L_HIP, _R_KNEE, _L_KNEE, 10, 13)}
 _LIMBS: dict[str, list[tuple[tuple[int, ...], tuple[int, ...], float]]] = {
     # from (the middle of) these joints to those, and half the width in torso lengths
     "upper": [
@@ -83,7 +83,7 @@ def garment_mask(joints: np.ndarray, garment: str, size: tuple[int, int]) -> np.
     """Where a garment and some loose cloth are: (18, 2) px -> bool (H, W).
 
     garment: "upper" (trunk and arms) or "lower" (hips and legs). Raises UserError if neck, hips and
-    shoulders, or neck, hips and ankles, are not all in the picture.
+    shoulders, or neck, hips, knees and ankles, are not all in the picture.
     """
     points = np.asarray(joints, dtype=np.float64)
     if np.isnan(points[list(_NEEDED[garment])]).any():

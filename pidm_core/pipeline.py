@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from pidm_core.diffusion import Diffusion, Step, sample_images, unstyled
 from pidm_core.files import UserError, load_image
 from pidm_core.hardware import Placement, names_memory, place, to_uint8
 from pidm_core.model import PIDM, POSE_CHANNELS
-from pidm_core.options import to_dict
+from pidm_core.options import from_dict, to_dict
 from pidm_core.pose import pose_map
 
 Source = str | Path | Image.Image | np.ndarray
@@ -65,15 +64,13 @@ class PIDMPipeline:
         return cls(model, diffusion, settings=settings, fingerprint=digest, placement=placement)
 
     def with_settings(self, **changes: Any) -> PIDMPipeline:
-        """The same pipeline with other sampling settings (fields of SampleConfig)."""
-        known = [field.name for field in dataclasses.fields(SampleConfig)]
-        if unknown := sorted(set(changes) - set(known)):
-            raise UserError(f"unknown setting '{unknown[0]}'; known are {', '.join(known)}")
+        """The same pipeline with other sampling settings (fields of SampleConfig).
+
+        Raises UserError for an unknown name and for a value that is none of the field's.
+        """
+        settings = from_dict(SampleConfig, changes, "settings: ", self.settings)
         other = object.__new__(PIDMPipeline)
-        other.__dict__ = {
-            **self.__dict__,
-            "settings": dataclasses.replace(self.settings, **changes),
-        }
+        other.__dict__ = {**self.__dict__, "settings": settings}
         return other
 
     def watched(self, watch: Callable[[Step], object]) -> PIDMPipeline:
@@ -107,7 +104,7 @@ class PIDMPipeline:
         poses = None if keypoints is None else _poses(keypoints)
         given = {"sources": images, "poses": poses}
         parts: dict[str, Sized] = {name: x for name, x in given.items() if x is not None}
-        count = max(map(len, [*parts.values(), seeds or [0]]))
+        count = max(map(len, [*parts.values(), [0] if seeds is None else seeds]))
         numbers = list(range(count)) if seeds is None else list(seeds)
         _same_count(count, seeds=numbers, **parts)
         return Output(pipe._draw(_repeated(images, count), _repeated(poses, count), numbers))
@@ -304,7 +301,7 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
 
 
 def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed % 2**63)
+    return torch.Generator().manual_seed(int(seed) % 2**63)
 
 
 def _poses(keypoints: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from pidm_core import (
     to_dict,
     write_json,
 )
-from pidm_reid import cameras, coverage, folder, generators, leaks, lease, plan, retrieval
+from pidm_reid import cameras, compat, coverage, folder, generators, leaks, lease, plan, retrieval
 from pidm_reid.config import SELECTION_RULE, ReidTable
 from pidm_reid.imported import import_images
 from pidm_reid.pool import open_pool
@@ -465,8 +465,11 @@ def _figures(ranking: retrieval.Ranking) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that decide a result."""
-    names = ("torch", "torchvision", "torchreid", "numpy", "pillow")
+    names = ("torch", "torchvision", "numpy", "pillow")
     found = {name: importlib.metadata.version(name) for name in names}
+    found["torchreid"] = (
+        compat.torchreid().__version__
+    )  # upstream's may lie on the path, not installed
     return {"python": platform.python_version(), "pidm-reid": __version__, **found}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pidm_core import read_json, read_keypoints, save_config, write_json
+from pidm_core import UserError, read_json, read_keypoints, save_config, write_json
 from pidm_reid import folder, plan
 from pidm_reid.bench import CANDIDATES, Bench, refuse_changes
 from pidm_reid.config import ReidTable
@@ -30,7 +30,7 @@ def cells(table: ReidTable) -> list[Cell]:
     """
     for ratio in table.ratios:
         plan.check_ratio(ratio)
-    return [
+    found = [
         Cell(name, ratio, seed)
         for seed in table.seeds
         for ratio in table.ratios
@@ -39,6 +39,9 @@ def cells(table: ReidTable) -> list[Cell]:
         or row.train in ("real", "repeated")
         or (changed(table, row.change) if row.change else table).per_image
     ]
+    if not found:
+        raise UserError("no row is left: of all real images nothing is generated; see per_image")
+    return found
 
 
 def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:

@@ -45,7 +45,7 @@ SPLIT, PLAN, MANIFEST = "split.json", "plan.jsonl", "manifest.jsonl"
 SELECTION, AMONG_REAL = "selection.jsonl", "selection_real.json"
 COST = "cost.jsonl"
 FORMAT = 1
-PERSON = re.compile(r"([-\d]+)_c(\d)")  # the rule that all readers of Market-1501 share
+PERSON = re.compile(r"([-\d]+)_c(\d+)")
 
 
 # ---------------------------------------------------------------- reading

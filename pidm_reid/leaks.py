@@ -62,29 +62,31 @@ def generator_saw(
 ) -> str:
     """What a generator was trained on, seen from a data set of which `real` are kept (D_tr).
 
-    One of D_tr, all train, drawn people, external, unknown; that of the model it started from
-    stands before its own, as in 'drawn people + D_tr'. Raises UserError (BAD_DATA) if it has
-    seen an image of query or gallery, or a person of theirs in a data set of the same people.
+    D_tr, all train, drawn people, external, unknown, or several of them; that of the model it
+    started from stands before its own, as in 'drawn people + D_tr'. Raises UserError (BAD_DATA)
+    if it has seen an image of query or gallery, or a person of theirs in a data set of the same
+    people.
     """
     seen = read_seen(model) if seen is None else seen
     if seen is None:
         return "unknown"
-    labels = [_label(entry, contents, real, model) for entry in seen]
+    labels = [label for entry in seen for label in _labels(entry, contents, real, model)]
     return " + ".join(dict.fromkeys(labels))
 
 
-def _label(entry: Seen, contents: Contents, real: Collection[str], model: str) -> str:
+def _labels(entry: Seen, contents: Contents, real: Collection[str], model: str) -> list[str]:
     keys = set(entry.images.values())
     if test := sorted(name for name, key in contents.test.items() if key in keys):
         raise _tested(model, f"{len(test)} images", test[0])
     train = set(contents.train.values())
     if keys & train and (both := _people(entry) & contents.tested()):
         raise _tested(model, f"{len(both)} people", min(both))
-    if keys and keys <= train:
-        return "D_tr" if keys <= {contents.train[name] for name in real} else "all train"
-    if entry.kind == "unknown":
-        return "unknown"
-    return "drawn people" if entry.kind == "drawn" else "external"
+    kinds = {"drawn": "drawn people", "unknown": "unknown"}
+    labels = [kinds.get(entry.kind, "external")] if not keys or keys - train else []
+    if inside := keys & train:
+        kept = {contents.train[name] for name in real}
+        labels.append("D_tr" if inside <= kept else "all train")
+    return labels
 
 
 def _tested(model: str, what: str, example: object) -> UserError:

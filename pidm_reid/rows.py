@@ -13,6 +13,7 @@ from pidm_core import UserError, from_dict, to_dict
 from pidm_reid.config import ReidTable
 
 STANDARD, SAME_STEPS = "Standard", "Standard-same-steps"
+VARIED = "plan", "policy", "sample", "selection", "per_image", "run", "strict"  # not the student
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def changed(table: ReidTable, change: str) -> ReidTable:
     place: Any = tree
     for section in sections:
         place = place.get(section) if isinstance(place, dict) else None
-    if not (sign and isinstance(place, dict) and key in place):
+    if not (sign and isinstance(place, dict) and key in place) or path.split(".")[0] not in VARIED:
         raise UserError(
             f"variants: '{change}' is not a setting and its value, such as policy.half_real=true"
         )

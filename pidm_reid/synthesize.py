@@ -114,6 +114,15 @@ def prepare(request: Request) -> Work:
             "give the original data set",
             BAD_DATA,
         )
+    of_stem: dict[str, str] = {}
+    for record in records:
+        other = of_stem.setdefault(Path(record.name).stem, record.name)
+        if other != record.name:
+            raise UserError(
+                f"{request.data}: {other} and {record.name} differ in their ending alone, so what "
+                "is generated from them would have one name; rename one of them",
+                BAD_DATA,
+            )
     sampled = plan.sample_real(records, ratio=request.ratio, seed=request.seed)
     real, content, sizes, broken = _readable(sampled)
     broken = no_files + broken

@@ -175,6 +175,7 @@ def _line(
     reference: Sequence[Mapping[str, Any]],
 ) -> Line:
     cells = sorted(cells, key=lambda cell: cell["seed"])
+    _refuse_mixed(f"{row}, {ratio:.0%}", cells, reference)
     values = {name: [100 * _figure(cell, name) for cell in cells] for name in FIGURES}
     if row == REFERENCE:
         reference = []  # not compared with itself
@@ -212,6 +213,30 @@ def _line(
         by_camera=_by_group(cells, "by_camera"),
         by_orientation=_by_group(cells, "by_orientation"),
     )
+
+
+def _refuse_mixed(
+    what: str, cells: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]
+) -> None:
+    """UserError for cells of one row that were trained differently, or longer than their like."""
+
+    def of(cell: Mapping[str, Any], name: str) -> Any:
+        return cell.get("configuration", {}).get(name)
+
+    trained = [(of(cell, "student"), of(cell, "finetune")) for cell in cells]
+    others = [(of(cell, "student"), of(cell, "finetune")) for cell in reference]
+    students = [student for student, _ in trained + others]
+    steps = [stage["steps"] for _, stage in trained + others if stage]
+    if any(one != trained[0] for one in trained) or any(one != students[0] for one in students):
+        raise UserError(
+            f"{what}: its cells were trained differently; give the table a new --name", BAD_DATA
+        )
+    if any(one != steps[0] for one in steps):
+        raise UserError(
+            f"{what}: was fine-tuned for another number of steps than what it is compared with; "
+            "give the table a new --name",
+            BAD_DATA,
+        )
 
 
 def _joined(cells: Sequence[Mapping[str, Any]], key: str) -> str:

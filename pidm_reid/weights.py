@@ -48,8 +48,9 @@ def describe_weights(weights: str) -> str:
 def backbone(path: Path, model: torch.nn.Module) -> State:
     """The tensors of a ResNet50 file that fit the model: all but the classifier's."""
     found, own = read_weights(path), model.state_dict()
+    own = {k: v for k, v in own.items() if not k.startswith("classifier")}
     fitting = {k: v for k, v in found.items() if k in own and v.shape == own[k].shape}
-    needed = {k for k in own if not k.startswith("classifier") and "num_batches" not in k}
+    needed = {k for k in own if "num_batches" not in k}
     if lacking := sorted(needed - set(fitting)):
         raise UserError(
             f"{path}: not a ResNet50; {len(lacking)} tensors lack, as {lacking[0]}", BAD_DATA

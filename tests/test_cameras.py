@@ -10,6 +10,7 @@ import pytest
 
 from pidm_core import Record, encode_png, write_bytes
 from pidm_reid.cameras import confirmed
+from pidm_reid.folder import person
 
 PEOPLE, CAMERAS = 8, 3
 
@@ -26,6 +27,10 @@ def images(root: Path, cameras: dict[tuple[int, int], int]) -> list[Record]:
             write_bytes(path, encode_png(image))
             records.append(Record(path, path.name, pid, camera))
     return records
+
+
+def test_cameras_of_two_digits_are_read_whole() -> None:
+    assert person("0007_c12s1_000001_00_pidm0000.jpg") == (7, 12)
 
 
 def test_backgrounds_of_other_cameras_are_counted(tmp_path: Path) -> None:

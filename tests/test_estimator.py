@@ -359,4 +359,7 @@ def test_without_transformers_vitpose_says_what_to_install(
     write_bytes(tmp_path / "config.json", b"{}")
     error = refusal(tmp_path)
     assert "needs transformers" in str(error)
+    named = tmp_path / "keypointrcnn_resnet50_fpn_coco-fc266e95.pth"
+    write_bytes(named, b"x")
+    assert "needs transformers" not in str(refusal(named))  # the file that was named, not its like
     assert error.code == ENVIRONMENT

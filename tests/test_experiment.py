@@ -365,7 +365,8 @@ def test_a_table_of_a_tools_own_class_has_variants_too(table: ReidTable) -> None
 @pytest.mark.parametrize(
     ("name", "change"),
     [("PIDM-strict", "per_image=1"), ("a b", "per_image=1"), ("a", "per_imag=1"), ("a", "seeds"),
-     ("a", "policy.real_last=2"), ("a", "plan.policy.x=2"), ("a", "plan=")],
+     ("a", "policy.real_last=2"), ("a", "plan.policy.x=2"), ("a", "plan="),
+     ("a", "student.standard.steps=3"), ("a", "rerank=true"), ("a", "seeds=[7]")],
 )  # fmt: skip
 def test_wrong_variants_are_refused(table: ReidTable, name: str, change: str) -> None:
     with pytest.raises(UserError):
@@ -388,6 +389,8 @@ def test_of_all_real_images_nothing_is_generated(table: ReidTable) -> None:
     assert [cell.row for cell in cells(whole)] == ["Standard", SAME_STEPS]
     assert list(done(whole)) == ["Standard", SAME_STEPS]
     assert draw_sheet(whole) is None
+    with pytest.raises(UserError, match="no row is left"):
+        cells(dataclasses.replace(whole, rows=("PIDM-paper",)))
     more = dataclasses.replace(whole, variants={"PIDM-strict-x1": "per_image=1"})
     assert [cell.row for cell in cells(more)] == ["Standard", SAME_STEPS, "PIDM-strict-x1"]
 

@@ -201,6 +201,8 @@ def test_first_weights_come_from_a_file_and_spare_the_classifier(
     assert label.startswith("resnet50.pth ")
     assert torch.equal(model.state_dict()["layer4.2.conv3.weight"], state["layer4.2.conv3.weight"])
     assert model.classifier.weight.shape == (6, 2048)
+    as_many, _ = finetune._make_model(1000, config=config, start=None)
+    assert not torch.equal(as_many.state_dict()["classifier.weight"], state["fc.weight"])
 
 
 def test_missing_or_wrong_weights_are_refused(tmp_path: Path) -> None:

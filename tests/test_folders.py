@@ -134,6 +134,28 @@ def test_a_folder_goes_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_killed_while_its_successor_took_its_place_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "model", a="1")
+    monkeypatch.setattr(folders, "_exchange", lambda a, b: False)  # a system that cannot swap
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if target.name == "model":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fill(tmp_path / "model", a="2")
+    assert not (tmp_path / "model").exists()
+    clear_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model/a").read_text() == "1"
+
+
 def test_a_second_writer_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pidm_core.folders import only_writer\n"

@@ -33,6 +33,8 @@ def test_what_a_generator_saw_is_told_by_content(market: Path) -> None:
     assert saw(market, drawn, some, real=real) == "drawn people + D_tr"
     assert saw(market, drawn, drawn, whole, real=real) == "drawn people + all train"
     assert saw(market, other) == "external"
+    mixed = Seen("toy", "drawn", {**train, "0900_c1s1_000001_00.jpg": "0123"})
+    assert saw(market, mixed, real=real) == "drawn people + all train"
     assert saw(market, Seen("runs/old", "unknown", {}), some, real=real) == "unknown + D_tr"
 
 
@@ -66,7 +68,7 @@ def test_a_generator_that_saw_a_test_person_of_the_same_data_set_is_refused(
     foreign = Seen("duke", "real", {"0003_c2s1_000777_00.jpg": "another content"})
     assert saw(market, foreign) == "external"  # its 0003 is somebody else
     distractor = {**train, "0000_c2s1_000777_00.jpg": "another content"}
-    assert saw(market, Seen("market1501", "real", distractor)) == "external"
+    assert saw(market, Seen("market1501", "real", distractor)) == "external + all train"
 
 
 def test_copies_within_the_training_set_do_not_make_a_strict_generator_an_all_seeing_one(

@@ -83,8 +83,11 @@ def test_a_call_accepts_paths_images_and_arrays(pipe: PIDMPipeline, market: Path
     assert pipe(path, keypoints, seeds=[0, 0], steps=1).images.dtype == np.uint8
     with pytest.raises(UserError, match="do not match"):
         pipe([path] * 3, keypoints)
-    with pytest.raises(UserError, match="unknown setting 'step'"):
-        pipe(path, keypoints, step=3)
+    assert pipe(path, keypoints, seeds=np.arange(2), steps=1).images.shape == (2, 32, 16, 3)
+    wrong = {"step": 3, "sampler": "DDIM", "spacing": "Trailing", "guidance": "dfc", "w_p": np.nan}
+    for name, value in wrong.items():
+        with pytest.raises(UserError, match=name):
+            pipe(path, keypoints, **{name: value})
 
 
 # ---------------------------------------------------------------- appearance editing

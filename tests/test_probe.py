@@ -181,6 +181,9 @@ def test_a_garment_to_redraw_follows_the_body() -> None:
     assert legs[[0, -1]].tolist() == [60 - 12, 127]
     with pytest.raises(UserError, match="lower garment: its joints are not all in the picture"):
         garment_mask(figure(), "lower", (128, 64))
+    points[9] = np.nan
+    with pytest.raises(UserError, match="lower garment: its joints are not all in the picture"):
+        garment_mask(points, "lower", (128, 64))
 
 
 def test_colour_error_of_black_against_white_and_of_what_is_not_there() -> None:

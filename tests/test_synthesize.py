@@ -320,6 +320,15 @@ def test_broken_images_are_left_out_and_listed(tmp_path: Path) -> None:
     assert not {names[0], names[8]} & set(files(tmp_path / "out"))
 
 
+def test_two_images_whose_names_differ_in_their_ending_are_refused(tmp_path: Path) -> None:
+    market = make_market(tmp_path)
+    first = sorted((market / "market1501/bounding_box_train").iterdir())[0]
+    first.with_suffix(".png").write_bytes(first.read_bytes())
+    with pytest.raises(UserError, match=f"{first.stem}.* differ in their ending alone") as error:
+        planned(market, ratio=1.0, per_image=1)
+    assert error.value.code == BAD_DATA
+
+
 def test_many_broken_images_stop_the_work(tmp_path: Path) -> None:
     market = make_market(tmp_path)
     for path in sorted((market / "market1501/bounding_box_train").iterdir())[:11]:

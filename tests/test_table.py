@@ -57,6 +57,28 @@ def test_gain_is_the_mean_paired_difference_with_its_t_interval() -> None:
     assert pidm.interval == pytest.approx((4 - half, 4 + half), abs=1e-4)
 
 
+def trained(row: str, seed: int, steps: int = 190, **student: int) -> dict[str, Any]:
+    configuration = {"student": {"height": 64, **student}, "finetune": {"steps": steps}}
+    return {**result(row, seed, 0.5), "configuration": configuration}
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        ([trained("PIDM", 1, steps=400)], "trained differently"),
+        ([trained("PIDM", 1, height=128)], "trained differently"),
+        ([trained("Standard-same-steps", 0, height=128)], "trained differently"),
+        ([trained("Standard-same-steps", 0, steps=400)], "another number of steps"),
+    ],
+)
+def test_what_was_trained_differently_is_not_compared(
+    others: list[dict[str, Any]], words: str
+) -> None:
+    with pytest.raises(UserError, match=f"PIDM, 40%.*{words}"):
+        table.summarise([trained("PIDM", 0), *others])
+    table.summarise([trained("PIDM", 0), trained("PIDM", 1), trained("Standard-same-steps", 0)])
+
+
 def test_gain_counts_common_seeds_only() -> None:
     gain, interval = table.paired(
         [result("PIDM", 0, 0.6), result("PIDM", 5, 0.9)], [result("x", 0, 0.5)]

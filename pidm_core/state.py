@@ -137,7 +137,7 @@ class State:
         if before not in (0, world):
             log.warning(
                 "%s: from step %d on %d processes train instead of %d, with %d pairs each: the "
-                "same pairs in the same order, but other noise",
+                "same pairs in the same order, but other noise, flips and crops",
                 run, step, world, before, self.batch // world,
             )  # fmt: skip
         return step

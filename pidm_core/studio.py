@@ -219,7 +219,7 @@ def _say_all(say: Say, images: Iterable[np.ndarray]) -> None:
 
 
 def _uri(image: np.ndarray) -> str:
-    return f"data:image/png;base64,{base64.b64encode(encode_png(image)).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(encode_png(image, generated=True)).decode()}"
 
 
 def _picture(uri: str, name: str) -> np.ndarray:

@@ -29,6 +29,8 @@ class Stage:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise UserError(f"steps: {self.steps} is not at least 1")
+        if not 0 <= self.lr < math.inf:
+            raise UserError(f"lr: {self.lr:g} is not at least 0")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class NetworkConfig:
     """bf16 where the hardware has it ('auto'), bf16 or fp32."""
     workers: int = -1
     """Loader processes (-1: none on a CPU, 8 for a GPU)."""
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: {getattr(self, name)} is not at least 1")
 
 
 @dataclass(frozen=True)
@@ -178,3 +185,5 @@ class ReidTable:
         for key in ("ratios", "seeds", "rows"):
             if not getattr(self, key):
                 raise UserError(f"{key}: at least one is needed")
+        if min(self.seeds) < 0:
+            raise UserError(f"seeds: {min(self.seeds)} is not at least 0")

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import scipy.stats
 
 from pidm_core import UserError, write_json
 from pidm_reid import table
+from pidm_reid.config import NetworkConfig, ReidTable, Stage
 
 
 def result(row: str, seed: int, precision: float, ratio: float = 0.4) -> dict[str, Any]:
@@ -242,3 +244,17 @@ def test_what_is_no_result_is_refused_with_its_name(tmp_path: Path, change: dict
     write_json(tmp_path / "cell/result.json", {**THREE[0], **change})
     with pytest.raises(UserError, match=r"cell/result\.json: not the result of a cell"):
         table.write_table(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ReidTable(seeds=(0, -1)), "seeds: -1"),
+        (lambda: NetworkConfig(batch_size=0), "batch_size: 0"),
+        (lambda: Stage(lr=-1), "lr: -1"),
+        (lambda: Stage(lr=float("nan")), "lr: nan"),
+    ],
+)
+def test_numbers_that_train_nothing_are_refused(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from pidm_core import (
     save_config,
     sha256,
 )
-from pidm_core.config import DiffusionConfig, ModelConfig, SampleConfig, TrainConfig
+from pidm_core.config import ASSETS, DiffusionConfig, ModelConfig, SampleConfig, TrainConfig
 from pidm_core.data import Pairs
 from pidm_core.datasets import read_people, withhold
 from pidm_core.diffusion import Diffusion, sample_images
@@ -277,6 +278,14 @@ def test_leftovers_of_a_killed_run_are_cleared_and_two_runs_at_once_refused(
 def test_a_finished_run_is_left_alone(config: PIDMConfig, tmp_path: Path) -> None:
     finish(config, tmp_path)
     assert list(train(config, tmp_path)) == []
+
+
+def test_a_model_without_its_run_is_not_trained_into(config: PIDMConfig, tmp_path: Path) -> None:
+    shutil.copytree(ASSETS / "toy_market", tmp_path / "copy")
+    before = (tmp_path / "copy/metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="a model without its run"):
+        next(train(config, tmp_path / "copy"))
+    assert (tmp_path / "copy/metrics.jsonl").read_bytes() == before
 
 
 def test_another_configuration_in_the_same_folder_is_refused(

@@ -78,8 +78,8 @@ ARROWS = {
         "finetune": "dataset folder plan pool retrieval compat small_maps weights config",
         "rows": "config",
         "bench":
-            "cameras compat config coverage finetune folder generators imported leaks lease plan pool "
-            "retrieval rows scoring strict synthesize weights",
+            "cameras compat config coverage finetune folder generators imported leaks lease plan "
+            "pool retrieval rows scoring strict synthesize weights",
         "experiment": "bench config finetune folder plan rows sheet table",
     },
 }  # fmt: skip

@@ -380,9 +380,9 @@ def _open_run(
     images: Sequence[Record],
 ) -> None:
     """Write config.yaml, env.json and seen.json, or refuse a folder of another configuration."""
-    path = run / "config.yaml"
     if (run / "config.json").is_file():
         raise UserError(f"{run}: a model without its run, which cannot go on; give another --out")
+    path = run / "config.yaml"
     if path.is_file():
         old, new = (_flat(to_dict(c)) for c in (load_config(PIDMConfig, path), config))
         harmless = set(HARMLESS)

@@ -467,9 +467,8 @@ def versions() -> dict[str, str]:
     """Of Python and of the packages that decide a result."""
     names = ("torch", "torchvision", "numpy", "pillow")
     found = {name: importlib.metadata.version(name) for name in names}
-    found["torchreid"] = (
-        compat.torchreid().__version__
-    )  # upstream's may lie on the path, not installed
+    # upstream's torchreid may lie on the path instead of being installed
+    found["torchreid"] = compat.torchreid().__version__
     return {"python": platform.python_version(), "pidm-reid": __version__, **found}
 
 

@@ -225,13 +225,12 @@ def _refuse_mixed(
 
     trained = [(of(cell, "student"), of(cell, "finetune")) for cell in cells]
     others = [(of(cell, "student"), of(cell, "finetune")) for cell in reference]
-    students = [student for student, _ in trained + others]
-    steps = [stage["steps"] for _, stage in trained + others if stage]
-    if any(one != trained[0] for one in trained) or any(one != students[0] for one in students):
+    student, stage = trained[0]
+    if any(one != trained[0] for one in trained) or any(one != student for one, _ in others):
         raise UserError(
             f"{what}: its cells were trained differently; give the table a new --name", BAD_DATA
         )
-    if any(one != steps[0] for one in steps):
+    if stage and any(other and other["steps"] != stage["steps"] for _, other in others):
         raise UserError(
             f"{what}: was fine-tuned for another number of steps than what it is compared with; "
             "give the table a new --name",

@@ -102,9 +102,8 @@ def test_every_gain_told_in_words_is_that_of_two_rows_of_a_published_table() -> 
             if ratio == other_ratio and mean is not None and interval is not None:
                 gains.add((f"{abs(mean):.1f}", f"{interval[0]:+.1f}, {interval[1]:+.1f}"))
     results = (DOCS / "results.md").read_text()
-    demo = results.split("## The demo's table")[1].split("## Table 3")[
-        0
-    ]  # of one seed, over people
+    _, _, demo = results.partition("## The demo's table")  # of one seed, over people
+    demo, _, _ = demo.partition("## Table 3")
     text = README + results.replace(demo, "")
     words = "\n".join(line for line in text.splitlines() if not line.startswith("| "))
     told = re.findall(r"(\d+\.\d) \[([+-]\d+\.\d, [+-]\d+\.\d)\]", words)

@@ -82,8 +82,7 @@ class FastSoftmaxEngine(_SoftmaxEngine):  # type: ignore[misc]
         self.device = torch.device("cuda" if self.use_gpu else "cpu")
         self.bf16 = bf16
         self.model.to(self.device, memory_format=torch.channels_last)
-        if torch.cpu.get_capabilities().get("amx_bf16"):
-            by_products(self.model)
+        by_products(self.model)
 
     def autocast(self) -> torch.autocast:
         """bf16 where the network runs; the weights and the loss stay fp32."""

@@ -1,19 +1,43 @@
-"""ResNet50's convolutions of small maps as products of matrices, on CPUs with AMX.
+"""ResNet50's convolutions of small maps as products of matrices, on CPUs.
 
-oneDNN 3.10 (torch 2.11) wastes such a CPU's tiles on maps of 8x4 and less, above all in the
-gradient of the weights (7 to 80 times slower than the product), and its bf16 convolutions of
-stride 2 read memory that nobody wrote where the output is one column wide, as in ResNet50's last
-stage at 64x32: losses differ between two runs or are nan.
+oneDNN 3.10 (torch 2.11) is slow on maps of 8x4 and less, above all in the gradient of the weights
+(with AMX 7 to 80 times slower than the product). And with AMX its bf16 convolutions of stride 2
+read memory that nobody wrote where the output is one column wide, as in ResNet50's last stage at
+64x32: losses differ between two runs or are nan.
 """
 
 from __future__ import annotations
 
+from itertools import product
+from typing import Any
+
 import torch
 from torch import Tensor
 
-# Measured on one Xeon core, training steps of ResNet50 in bf16, batch 64 at 64x32, 32 at 128x64, 8
-# at 256x128: 2.6, 1.4 and 1.2 times faster with 32 pixels; with 8 less, with 128 no more.
+# Measured on one core, training steps of ResNet50, batch 64 at 64x32, 32 at 128x64, 8 at 256x128:
+# with 32 pixels 2.6, 1.4 and 1.2 times faster on a Xeon with AMX in bf16, 1.5, 1.2 and 1.1 on an
+# EPYC with AVX2 in fp32; with 8 less or the same, with 128 no more.
 SMALL = 32  # pixels of the output
+
+
+class _Seen(torch.autograd.Function):
+    """What each of a kernel's weights sees, side by side; (B, H, W, C) -> (B, H', W', n C).
+
+    Nine slices' own gradients would fill and add nine whole maps, a tenth of a training step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, windows: list[tuple[slice, slice]]) -> Tensor:
+        ctx.shape, ctx.windows = x.shape, windows
+        return torch.cat([x[:, i, j] for i, j in windows], -1)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        dx = dy.new_zeros(ctx.shape)
+        parts = torch.split(dy, ctx.shape[-1], -1)
+        for (i, j), part in zip(ctx.windows, parts, strict=True):
+            dx[:, i, j] += part
+        return dx, None
 
 
 class _Conv(torch.nn.Conv2d):
@@ -30,14 +54,12 @@ class _Conv(torch.nn.Conv2d):
         if x.device.type != "cpu" or (height * width > SMALL and width > 1):
             return super().forward(x)
         x = torch.nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, left, left, top, top))
-        seen = [  # by each of the kernel's weights
-            x[:, i : i + down * height : down, j : j + across * width : across]
-            for i in range(self.kernel_size[0])
-            for j in range(self.kernel_size[1])
-        ]
+        if self.kernel_size != (1, 1) or self.stride != (1, 1):
+            rows = [slice(i, i + down * height, down) for i in range(self.kernel_size[0])]
+            columns = [slice(j, j + across * width, across) for j in range(self.kernel_size[1])]
+            x = _Seen.apply(x, [*product(rows, columns)])  # type: ignore[no-untyped-call]
         weights = self.weight.permute(0, 2, 3, 1).flatten(1)
-        y = torch.nn.functional.linear(torch.cat(seen, -1), weights, self.bias)
-        return y.permute(0, 3, 1, 2)
+        return torch.nn.functional.linear(x, weights, self.bias).permute(0, 3, 1, 2)
 
     @property
     def _padding(self) -> tuple[int, ...]:

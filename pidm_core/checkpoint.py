@@ -200,7 +200,9 @@ def bundle(run: Path, folder: Path, *, base: str = "", limit: int = 0) -> Path:
 
 def find_model(name: str | Path) -> Path:
     """The model folder meant by a bundled name, a run folder or a model folder."""
-    for folder in (ASSETS / str(name), Path(name) / "model", Path(name)):
+    own = Path(name)
+    bundled_first = [ASSETS / own] if own.name == str(name) else []
+    for folder in (*bundled_first, own / "model", own):
         if (folder / "config.json").is_file():
             return folder
     bundled = ", ".join(sorted(p.parent.name for p in ASSETS.glob("*/config.json"))) or "none"
@@ -233,7 +235,10 @@ def load_model(folder: Path) -> tuple[PIDM, DiffusionConfig, SampleConfig, str]:
     except SafetensorError as error:
         raise UserError(f"{path}: not a safetensors file ({error})", BAD_DATA) from error
     if "base" in config:
-        weights = restored(weights, _base(config["base"], where))
+        try:
+            weights = restored(weights, _base(config["base"], where))
+        except ValueError as error:
+            raise UserError(f"{path}: {error}", BAD_DATA) from error
     with torch.device("meta"):  # no memory for weights that the file does not have
         model = PIDM(settings)
     check_weights(model.state_dict(), weights, path)

@@ -99,7 +99,7 @@ class Verdict:
     def passed(self) -> bool:
         """Whether the model is as good as the first one."""
         near = self.frechet <= self.frechet_allowed and self.top_1 >= LEAST_TOP_1
-        return near and (self.diversity or 0.0) >= LEAST_DIVERSITY
+        return near and self.diversity is not None and self.diversity >= LEAST_DIVERSITY
 
     def __str__(self) -> str:
         varied = "not measured" if self.diversity is None else f"{self.diversity:.1%}"
@@ -107,15 +107,26 @@ class Verdict:
             f"Fréchet distance {self.frechet:.1%} (at most {self.frechet_allowed:.1%}), "
             f"top-1 {self.top_1:.1%} (at least {LEAST_TOP_1:.0%}), "
             f"diversity {varied} (at least {LEAST_DIVERSITY:.0%}): "
-            + ("as good" if self.passed else "not as good")
+            + ("as good" if self.passed else "not shown to be as good")
         )
 
 
 def judge(row: Row, first: Row) -> Verdict:
     """Hold a model against the first one."""
-    allowed = max(MOST_DISTANCE, 1 + first.frechet_spread / first.frechet)
-    varied = row.diversity / first.diversity if row.diversity and first.diversity else None
-    return Verdict(row.frechet / first.frechet, allowed, row.top_1 / first.top_1, varied)
+    allowed = max(MOST_DISTANCE, 1 + _share(first.frechet_spread, first.frechet))
+    return Verdict(
+        _share(row.frechet, first.frechet),
+        allowed,
+        _share(row.top_1, first.top_1),
+        None
+        if row.diversity is None or first.diversity is None
+        else _share(row.diversity, first.diversity),
+    )
+
+
+def _share(value: float, of: float) -> float:
+    """value / of; 1 of nothing, for a judge that knows nobody (a top-1 of 0) tells nothing."""
+    return value / of if of else 1.0
 
 
 @dataclass(frozen=True)

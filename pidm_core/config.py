@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,6 +148,13 @@ class TrainConfig:
             raise UserError(f"train.eta: {self.eta} is outside 0 ... 1/3")
         if not 0 <= self.withhold < 1:
             raise UserError(f"train.withhold: {self.withhold} is outside 0 ... 1")
+        if not (0 < self.lr < math.inf and self.clip_norm > 0):
+            raise UserError("train.lr, train.clip_norm: must be above 0")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"train.ema_decay: {self.ema_decay} is outside 0 ... 1")
+        for name in ("warmup_steps", "max_scale", "sample_every", "patience"):
+            if getattr(self, name) < 0:
+                raise UserError(f"train.{name}: {getattr(self, name)} is negative")
         if self.patience and not self.withhold:
             raise UserError("train.patience: needs train.withhold, the share of people to judge by")
 

@@ -325,9 +325,24 @@ def _match(
     key: Callable[[str], str],
     source: str | Path,
 ) -> People:
-    """Records with their joints, found by key."""
-    joints = {key(name): one for name, one in table.items()}
-    found = {r.name: joints[k] for r in records if (k := key(r.name)) in joints}
+    """Records with their joints, found by key.
+
+    Raises UserError (BAD_DATA) where several names of the table stand for one image.
+    """
+    names: dict[str, list[str]] = {}
+    for name in table:
+        names.setdefault(key(name), []).append(name)
+    found = {}
+    for record in records:
+        if of_it := names.get(key(record.name)):
+            exact = [name for name in of_it if name == record.name] or of_it
+            if len(exact) > 1:
+                raise UserError(
+                    f"{source}: '{exact[0]}' and '{exact[1]}' may both be {record.name}; name the "
+                    "folder that holds the file's images, or a file of these images alone",
+                    BAD_DATA,
+                )
+            found[record.name] = table[exact[0]]
     if not found:
         raise UserError(
             f"{source}: none of its {len(table):,} names is an image of the data set, as "

@@ -82,7 +82,6 @@ def read_image_file(path: str | Path) -> bytes:
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """Decode the bytes of an image file as `load_image` does; `name` is for the message."""
-    import numpy as np
     from PIL import Image
 
     try:
@@ -91,13 +90,23 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(image.size, name)
                 image.load()
-                return np.asarray(_to_rgb(_upright(image)), dtype=np.uint8)
+                return to_pixels(image)
     except UserError:
         raise
     except Exception as error:  # Pillow raises a dozen kinds on broken bytes
         said = " ".join(str(error).split()) or type(error).__name__
         why = "the file is empty" if not data else f"not a whole image ({said})"
         raise UserError(f"{name}: {why}; replace or remove it", BAD_DATA) from error
+
+
+def to_pixels(image: Image.Image) -> np.ndarray:
+    """uint8 (H, W, 3) RGB of an opened image, as `load_image` makes it.
+
+    Raises ValueError for grey levels of an unknown scale.
+    """
+    import numpy as np
+
+    return np.asarray(_to_rgb(_upright(image)), dtype=np.uint8)
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:

@@ -49,13 +49,24 @@ def reduced(
 
 
 def restored(parts: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights (float32) whose differences from `base` are `parts`; unknown names stay."""
+    """The weights (float32) whose differences from `base` are `parts`; unknown names stay.
+
+    Raises ValueError naming a difference whose shape does not go with its weight.
+    """
     weights = {name: value.float().clone() for name, value in base.items()}
     for name, part in parts.items():
         whole, _, side = name.rpartition(".")
         if side == "left" and whole in base and f"{whole}.right" in parts:
-            product = part.float() @ parts[f"{whole}.right"].float()
-            weights[whole] += product.view_as(weights[whole])
+            right, rows = parts[f"{whole}.right"], len(base[whole])
+            columns = base[whole].numel() // rows
+            if part.shape[1:] != right.shape[:1] or (len(part), *right.shape[1:]) != (
+                rows,
+                columns,
+            ):
+                raise ValueError(f"{whole}: differences of another shape")
+            weights[whole] += (part.float() @ right.float()).view_as(weights[whole])
         elif side != "right" or f"{whole}.left" not in parts:
+            if name in base and part.shape != base[name].shape:
+                raise ValueError(f"{name}: differences of another shape")
             weights[name] = weights[name] + part.float() if name in base else part
     return weights

@@ -15,7 +15,7 @@ from torch import Tensor
 from pidm_core.checkpoint import find_model, load_model
 from pidm_core.config import DiffusionConfig, SampleConfig
 from pidm_core.diffusion import Diffusion, Step, sample_images, unstyled
-from pidm_core.files import UserError, load_image
+from pidm_core.files import UserError, load_image, resized, to_pixels
 from pidm_core.hardware import Placement, names_memory, place, to_uint8
 from pidm_core.model import PIDM, POSE_CHANNELS
 from pidm_core.options import from_dict, to_dict
@@ -117,7 +117,12 @@ class PIDMPipeline:
         The joint with whatever plans the images.
         Runs in batches of settings.batch_size, the last one padded, and draws the noise of each
         image from its own seed: an image does not depend on its neighbours.
+        Raises UserError for counts that do not match.
         """
+        if not len(sources) == len(keypoints) == len(seeds):
+            raise UserError(
+                f"{len(sources)} sources, {len(keypoints)} poses, {len(seeds)} seeds do not match"
+            )
         return self._draw(sources, keypoints, seeds)
 
     def _draw(
@@ -277,11 +282,13 @@ class PIDMPipeline:
     def _array(self, source: Source) -> np.ndarray:
         if isinstance(source, str | Path):
             source = load_image(source)
-        image = source if isinstance(source, Image.Image) else Image.fromarray(source)
-        height, width = self.size
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        return np.asarray(image.convert("RGB"))
+        elif isinstance(source, Image.Image):
+            source = to_pixels(source)
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+            raise UserError(
+                f"an image is {source.dtype} {source.shape}; uint8 (H, W, 3) is what is drawn from"
+            )
+        return source if source.shape[:2] == self.size else resized(source, self.size)
 
     def describe(self) -> dict[str, Any]:
         """What decides the pixels, for manifests: weights, settings, hardware."""

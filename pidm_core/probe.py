@@ -125,8 +125,13 @@ class Scores:
     top_1: np.ndarray  # 1.0 where the most similar picture shows the person
 
     def means(self) -> dict[str, float]:
-        """Each score's mean over the pairs."""
-        return {f.name: round(float(np.nanmean(getattr(self, f.name))), 4) for f in fields(self)}
+        """Each score's mean over the pairs that have it; one that none has is left out."""
+        scores = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: round(float(np.nanmean(values)), 4)
+            for name, values in scores.items()
+            if np.isfinite(values).any()
+        }
 
 
 BETTER_IF_LARGER = ("ssim", "ssim_256", "identity", "top_1")
@@ -255,7 +260,8 @@ class Probe:
     def gain(self, ours: Scores, rival: Scores) -> dict[str, dict[str, float]]:
         """By how much `ours` is closer to the truth, score by score: mean and its 95 % half-width.
 
-        Positive = closer. Differences are averaged for each person first, who counts once.
+        Positive = closer. Differences are averaged for each person first, who counts once; a score
+        that fewer than two people have is left out.
         """
         result = {}
         for field in fields(Scores):
@@ -263,6 +269,8 @@ class Probe:
             change = change if field.name in BETTER_IF_LARGER else -change
             known = np.isfinite(change)  # a garment may be out of the picture
             people = np.unique(self.people[known])
+            if len(people) < 2:
+                continue
             means = np.array([change[known & (self.people == pid)].mean() for pid in people])
             half = 1.96 * means.std(ddof=1) / np.sqrt(len(means))
             result[field.name] = {

@@ -100,7 +100,8 @@ class Report:
 
 def _gain(scores: dict[str, dict[str, float]]) -> str:
     shown = ("ssim", "upper", "lower", "upper_place", "lower_place", "joints", "identity")
-    return ", ".join(f"{k} {scores[k]['mean']:+.3g} ± {scores[k]['half']:.2g}" for k in shown)
+    told = (k for k in shown if k in scores)
+    return ", ".join(f"{k} {scores[k]['mean']:+.3g} ± {scores[k]['half']:.2g}" for k in told)
 
 
 # ---------------------------------------------------------------- measuring

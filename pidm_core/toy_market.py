@@ -30,6 +30,7 @@ from pidm_core.files import (
     write_bytes,
     write_json,
 )
+from pidm_core.folders import only_writer
 from pidm_core.keypoints import read_keypoints, write_keypoints
 from pidm_core.toy_people import stream
 from pidm_core.toy_scenes import (
@@ -74,8 +75,8 @@ def make(
     The same arguments go on where an interrupted run stopped, and leave a finished set alone.
     `workers` None = one process per core, and one for small sets; more need an importable
     `__main__`. `progress(sizes, total=…)` passes on how many pictures were drawn at a time
-    (`progress.track`). Raises UserError for a folder
-    that holds something else, and for counts that no set can have.
+    (`progress.track`). Raises UserError for a folder that holds something else or that another
+    process draws into, and for counts that no set can have.
     """
     counts = wanted(preset, train_identities, train_images)
     scenes = plan(counts, seed=seed, train_people=train_people, test_people=test_people)
@@ -90,9 +91,10 @@ def make(
         "counts": asdict(counts),
     }
     if not (_open(root, settings) and all((root / s.subset / s.name).is_file() for s in scenes)):
-        _draw_all(root, seed, scenes, workers, progress)
-        _write_lists(root, scenes)
-        write_json(root / "toy_market.json", {**settings, "finished": True})
+        with only_writer(Path(out)):
+            _draw_all(root, seed, scenes, workers, progress)
+            _write_lists(root, scenes)
+            write_json(root / "toy_market.json", {**settings, "finished": True})
     shutil.rmtree(root / ".toy_market", ignore_errors=True)
     return root
 

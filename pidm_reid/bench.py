@@ -286,7 +286,9 @@ class Bench:
         """What a cell trains on besides D_tr, made as far as it is not there."""
         row = self.rows[cell.row]
         if row.train == "more real":
-            return Made(real=self.more_real(cell))
+            more, planned = self.more_real(cell), len(self.work(cell).recipes)
+            short = f"{len(more)} withheld images of these people for the {planned} planned"
+            return Made(real=more, left_out=[short] * (len(more) < planned))
         if row.train != "augmented":
             return Made()
         if row.source == "images":

@@ -154,7 +154,7 @@ def train_and_test(
     The same arguments give the same weights on the same machine with the same thread count.
     """
     _check_people(train, test)
-    check_images(str(record.path) for record in (*test.query, *test.gallery))
+    _check_test(test, rerank=rerank)
     begin = time.perf_counter()
     engine, history, weights, pools = _train(
         train, test, config=config, stage=stage, seed=seed, start=start, how=how or How(),
@@ -411,6 +411,15 @@ def _check_people(train: Sequence[Item], test: TestSet) -> None:
             "a score on them says nothing",
             BAD_DATA,
         )
+
+
+def _check_test(test: TestSet, *, rerank: bool) -> None:
+    """Refuse now what could not be tested after hours of training."""
+    check_images(str(record.path) for record in (*test.query, *test.gallery))
+    query, gallery = ([(r.pid, r.camid) for r in side] for side in (test.query, test.gallery))
+    retrieval.refuse_unmatched(query, gallery)
+    if rerank:
+        retrieval.refuse_large(len(query), len(gallery))
 
 
 # ---------------------------------------------------------------- training lists

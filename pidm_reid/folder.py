@@ -30,6 +30,7 @@ from pidm_core import (
     ENVIRONMENT,
     Record,
     UserError,
+    find_keypoints,
     parse_json,
     read_json,
     read_market1501,
@@ -269,7 +270,7 @@ def start_folder(out: Path, split: Mapping[str, Any]) -> None:
         if changes := differences(old, dict(split)):
             raise UserError(
                 f"{out}: was made with another configuration ({'; '.join(changes[:8])}); "
-                "give another --out or remove the folder"
+                "make another folder, or remove this one"
             )
     elif out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise UserError(f"{out}: is not empty and not an augmented folder; give another --out")
@@ -324,7 +325,7 @@ def write_market1501(
     gallery: Sequence[Record],
     copy: bool = False,
 ) -> None:
-    """Write a Market-1501 root from records, with the files that lie beside the originals.
+    """Write a Market-1501 root from records, with their keypoints and the files beside them.
 
     It is there whole or not at all; UserError if it is there already.
     """
@@ -335,9 +336,13 @@ def write_market1501(
     for subset, records in ((TRAIN, train), (QUERY, query), (GALLERY, gallery)):
         for record in records:
             place(record.path, growing / subset / record.name, copy=copy)
-    for beside in sorted(train[0].path.parent.parent.iterdir()):
-        if beside.is_file():
-            place(beside, growing / beside.name, copy=copy)
+    source = train[0].path.parent.parent
+    for file in sorted(file for file in source.iterdir() if file.is_file()):
+        place(file, growing / file.name, copy=copy)
+    for subset in (TRAIN, QUERY):
+        with suppress(UserError):  # a set need have none
+            keypoints = find_keypoints(source, subset)  # or one or two folders above
+            place(keypoints, growing / keypoints.name, copy=copy)
     os.replace(growing, home)
     if not copy:
         _link_spellings(out)

@@ -30,6 +30,11 @@ SYNTHETIC_NAME = re.compile(r"_pidm\d+(?=\.[^.]+$)")
 BLOCK_BYTES = 512 << 20  # distances of one block of queries to the whole gallery
 CHUNK_BYTES = 32 << 20  # features that are made float32 at one time
 RERANK_MATRICES = 6  # of (Q + G)^2 float32 at the peak of torchreid's re_ranking
+RERANK_GB = 16.0
+NO_MATCH = (
+    "no query has an image of its person from another camera in the gallery; "
+    "are all images from one camera, or query and gallery of different people?"
+)
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ def rerank(
     k1: int = 20,  # nearest images that must name one another
     k2: int = 6,  # nearest images over which the encoding is averaged
     weight: float = 0.3,  # lambda, the share of the plain distance
-    limit_gb: float = 16.0,
+    limit_gb: float = RERANK_GB,
 ) -> Ranking:
     """Rank by k-reciprocal encoding (Zhong et al., CVPR 2017), as torchreid's engine does.
 
@@ -112,16 +117,11 @@ def rerank(
         query, gallery, query_pids, query_camids, gallery_pids, gallery_camids
     )
     index = _Positives(gallery_pids, gallery_camids, taken=np.asarray(gallery_pids) != JUNK)
-    images, kept = len(query), int(index.taken.sum())
-    if (need := RERANK_MATRICES * 4e-9 * (images + kept) ** 2) > limit_gb:
-        raise UserError(
-            f"re-ranking {images:,} queries and {kept:,} images needs {need:,.0f} GB, over the "
-            f"limit of {limit_gb:g} GB; rank without it, or take a smaller gallery"
-        )
+    refuse_large(len(query), int(index.taken.sum()), limit_gb)
     check_features(query, "query")
     check_features(gallery, "gallery", taken=index.taken)
     matrices = _torchreid_distances(query, gallery[index.taken], metric=metric)
-    distances = np.full((images, len(gallery)), np.inf, np.float32)
+    distances = np.full((len(query), len(gallery)), np.inf, np.float32)
     distances[:, index.taken] = compat.torchreid().utils.re_ranking(*matrices, k1, k2, weight)
     positions = index.positions(distances, query_pids, query_camids)
     return _summary(positions, max_rank=max_rank, index=index)
@@ -223,6 +223,24 @@ def _checked(
     return query, gallery
 
 
+def refuse_large(queries: int, images: int, limit_gb: float = RERANK_GB) -> None:
+    """UserError if `rerank` would need more memory for so many queries and gallery images."""
+    if (need := RERANK_MATRICES * 4e-9 * (queries + images) ** 2) > limit_gb:
+        raise UserError(
+            f"re-ranking {queries:,} queries and {images:,} images needs {need:,.0f} GB, over the "
+            f"limit of {limit_gb:g} GB; rank without it, or take a smaller gallery"
+        )
+
+
+def refuse_unmatched(query: Iterable[tuple[int, int]], gallery: Iterable[tuple[int, int]]) -> None:
+    """UserError (BAD_DATA) if no query has a counterpart: (person, camera) of each image."""
+    cameras: dict[int, set[int]] = {}
+    for pid, camid in gallery:
+        cameras.setdefault(pid, set()).add(camid)
+    if not any(cameras.get(pid, set()) - {camid} for pid, camid in query):
+        raise UserError(NO_MATCH, BAD_DATA)
+
+
 def check_names(names: Iterable[str], what: str) -> None:
     """Refuse synthetic images in a query or gallery: a score on them says nothing."""
     if found := [name for name in names if SYNTHETIC_NAME.search(name)]:
@@ -322,11 +340,7 @@ def _summary(positions: list[Ints], *, max_rank: int, index: _Positives) -> Rank
     if not positions or not len(index.order):
         raise UserError("query or gallery: there are no images", BAD_DATA)
     if not matched:
-        raise UserError(
-            "no query has an image of its person from another camera in the gallery; "
-            "are all images from one camera, or query and gallery of different people?",
-            BAD_DATA,
-        )
+        raise UserError(NO_MATCH, BAD_DATA)
     max_rank = min(max_rank, len(index.order))
     firsts = np.array([ranks[0] for ranks in matched])
     precision = np.array([_average_precision(ranks) for ranks in positions])

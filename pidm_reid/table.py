@@ -335,19 +335,6 @@ def read_table(folder: Path, *, published: bool | None = None) -> list[Line]:
     return summarise(results, published=shown)
 
 
-def load_lines(path: Path) -> list[Line]:
-    """The lines that a table.json holds."""
-
-    def line(values: dict[str, Any]) -> Line:
-        for key in ("seeds", "interval", "people_interval"):
-            values[key] = None if values[key] is None else tuple(values[key])
-        for key in ("by_camera", "by_orientation"):
-            values[key] = {group: tuple(pair) for group, pair in values[key].items()}
-        return Line(**values)
-
-    return [line(values) for values in read_json(path)]
-
-
 class Strong(str):
     """The text of a cell that is to be set in bold."""
 

@@ -45,7 +45,7 @@ ARROWS = {
         "toy_body": "toy_people",
         "toy_cameras": "toy_people toy_render",
         "toy_scenes": "keypoints toy_people toy_render toy_body toy_cameras",
-        "toy_market": "keypoints toy_people toy_render toy_scenes",
+        "toy_market": "folders keypoints toy_people toy_render toy_scenes",
         "garments": "keypoints",
         "benchmark": "data datasets diffusion hardware model state toy_market train",
         "user_study": "data image_names keypoints pose",

@@ -93,7 +93,14 @@ def test_identity_and_diversity_have_to_be_kept() -> None:
     assert judge(row(0.2, diversity=0.451), first).passed
     assert not judge(row(0.2, diversity=0.449), first).passed
     assert not judge(row(0.2, diversity=None), first).passed
-    assert "not measured (at least 90%): not as good" in str(judge(row(0.2, diversity=None), first))
+    assert "not measured (at least 90%): not shown to be as good" in str(
+        judge(row(0.2, diversity=None), first)
+    )
+
+
+def test_a_judge_that_knows_nobody_tells_nothing() -> None:
+    blind = row(0.2, top_1=0.0, diversity=0.0)
+    assert judge(blind, blind).passed
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -265,6 +266,22 @@ def test_any_folder_with_keypoints_and_pairs(tmp_path: Path, folders: bool) -> N
     assert sorted(arrivals(load_pairs(config))) == LISTED
     with pytest.raises(UserError, match="any other layout give --keypoints and --pairs"):
         read_people(config.data)
+
+
+def test_a_file_that_names_an_image_twice_is_refused_unless_one_is_its_path(tmp_path: Path) -> None:
+    names = [f"a/{letter}_{k}" for k, letter in enumerate("aabbb")]
+    images(tmp_path / "people", names, picture)
+    pair_csv(tmp_path / "p.csv", names)
+    known = {f"{name}.jpg": joints(k) for k, name in enumerate(names)}
+    read = functools.partial(
+        read_people, tmp_path / "people", keypoints=tmp_path / "k.csv", pairs=tmp_path / "p.csv"
+    )
+    write_keypoints(tmp_path / "k.csv", {**known, "elsewhere/a_0.jpg": joints(7)})
+    np.testing.assert_array_equal(read().keypoints["a/a_0.jpg"], joints(0))
+    others = {name.replace("a/", "b/", 1): one for name, one in known.items()}
+    write_keypoints(tmp_path / "k.csv", {**others, "elsewhere/a_0.jpg": joints(7)})
+    with pytest.raises(UserError, match=r"'b/a_0\.jpg' and 'elsewhere/a_0\.jpg' may both be a/a_0"):
+        read()
 
 
 def test_a_folder_called_train_is_not_market1501_by_that_alone(tmp_path: Path) -> None:

@@ -235,6 +235,10 @@ def test_withheld_real_images_are_none_of_d_tr(table: ReidTable) -> None:
     more = {path.name for path in bench.more_real(cell)}
     assert len(more) == 18
     assert not more & set(bench.work(cell).split["real"])
+    many_images = Bench(dataclasses.replace(table, per_image=4))
+    assert many_images._images(cell).left_out == [
+        "18 withheld images of these people for the 72 planned"
+    ]
     few_images = Bench(dataclasses.replace(table, per_image=1))
     assert len(few_images.more_real(Cell("real-instead", 0.25, 0))) == 9
 

@@ -250,6 +250,19 @@ def test_exploding_loss_stops_the_training(real: list[Item], test_set: finetune.
         finetune.train_and_test(real, test_set, config=SMALL, stage=stage, seed=0)
 
 
+def test_what_could_not_be_tested_is_not_trained(
+    real: list[Item], test_set: finetune.TestSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune, "_train", None)
+    alone = finetune.TestSet(test_set.query[:1], test_set.query[:1], 0)
+    with pytest.raises(UserError, match="from another camera"):
+        finetune.train_and_test(real, alone, config=SMALL, stage=SHORT, seed=0)
+    large = finetune.TestSet(test_set.query, test_set.gallery * 3000, 0)
+    monkeypatch.setattr(finetune, "check_images", lambda paths: None)
+    with pytest.raises(UserError, match="re-ranking"):
+        finetune.train_and_test(real, large, config=SMALL, stage=SHORT, seed=0, rerank=True)
+
+
 def test_broken_and_synthetic_test_images_are_refused(tmp_path: Path) -> None:
     market = make_market(tmp_path)
     real = finetune.train_list(record.path for record in folder.read_people(market))

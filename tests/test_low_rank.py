@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny import TINY
 
-from pidm_core import BAD_DATA, UserError, checkpoint, low_rank, seen
-from pidm_core.checkpoint import ASSETS, bundle, load_model
+from pidm_core import BAD_DATA, UserError, checkpoint, low_rank, seen, sha256
+from pidm_core.checkpoint import ASSETS, bundle, load_model, write_tensors
 from pidm_core.config import PIDMConfig
 from pidm_core.low_rank import reduced, restored
 from pidm_core.model import PIDM
@@ -116,6 +116,27 @@ def test_differences_from_another_model_are_refused(assets: Path, named: object,
     path.write_text(json.dumps({**json.loads(path.read_text()), "base": named}))
     with pytest.raises(UserError, match=word) as refused:
         load_model(assets / "difference")
+    assert refused.value.code == BAD_DATA
+
+
+@pytest.mark.parametrize("damage", ["left", "right", "whole"])
+def test_differences_of_another_shape_are_refused(assets: Path, damage: str) -> None:
+    base = load_model(assets / "base")[0].state_dict()
+    name = next(name for name, weight in base.items() if weight.ndim == 4)
+    rows, columns = len(base[name]), base[name][0].numel()
+    parts = {
+        f"{name}.left": torch.ones(rows + (damage == "left"), 2),
+        f"{name}.right": torch.ones(2 + (damage == "right"), columns),
+    }
+    if damage == "whole":
+        parts = {name: torch.ones(rows)}
+    folder = assets / "difference"
+    write_tensors(folder / "model.safetensors", parts, {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["weights_sha256"] = sha256(folder / "model.safetensors")
+    checkpoint.write_json(folder / "config.json", config)
+    with pytest.raises(UserError, match=f"{name}: differences of another shape") as refused:
+        load_model(folder)
     assert refused.value.code == BAD_DATA
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import TINY
 
 from pidm_core import ENVIRONMENT, UserError
@@ -88,6 +89,31 @@ def test_a_call_accepts_paths_images_and_arrays(pipe: PIDMPipeline, market: Path
     for name, value in wrong.items():
         with pytest.raises(UserError, match=name):
             pipe(path, keypoints, **{name: value})
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "I;16", "L"])
+def test_an_opened_image_counts_as_its_file(pipe: PIDMPipeline, tmp_path: Path, mode: str) -> None:
+    path, (height, width) = tmp_path / "a.png", pipe.size
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 4), np.uint8)
+    if mode == "RGBA":
+        Image.fromarray(pixels).save(path)
+    else:
+        high = pixels[..., 0].astype(np.uint16) * 257
+        Image.fromarray(high if mode == "I;16" else pixels[..., 0]).save(path)
+    _, keypoints = people(1)
+    with Image.open(path) as image:
+        assert image.mode == mode
+        opened = pipe(image, keypoints, steps=1).images
+    assert np.array_equal(opened, pipe(path, keypoints, steps=1).images)
+
+
+def test_what_is_no_image_or_of_another_count_is_refused(pipe: PIDMPipeline) -> None:
+    sources, keypoints = people(2)
+    for wrong in (sources[0] / 255, sources[0, :, :, 0], sources[0][..., :2]):
+        with pytest.raises(UserError, match=r"uint8 \(H, W, 3\)"):
+            pipe([wrong], keypoints[:1])
+    with pytest.raises(UserError, match="2 sources, 1 poses, 2 seeds do not match"):
+        pipe.render(sources, keypoints[:1], [0, 1])
 
 
 # ---------------------------------------------------------------- appearance editing

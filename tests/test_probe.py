@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -114,6 +115,16 @@ def test_rivals_and_scores_worked_by_hand(marked: Probe) -> None:
     gain = report.gains["ours"]["source"]["joints"]
     assert gain["mean"] == 14  # 12 px for person 1, 16 for person 2
     assert gain["half"] == pytest.approx(1.96 * np.std([12, 16], ddof=1) / 2**0.5, abs=1e-3)
+
+
+def test_a_score_of_one_person_alone_has_no_interval(marked: Probe) -> None:
+    scores = marked.score(marked.crowd.images[marked.targets])
+    one = dataclasses.replace(scores, upper=np.array([1.0, np.nan]))  # out of the second's picture
+    gain = marked.gain(one, scores)
+    assert "upper" not in gain
+    assert gain["joints"] == {"mean": 0.0, "half": 0.0}
+    assert one.means()["upper"] == 1
+    assert "lower" not in dataclasses.replace(one, lower=np.full(2, np.nan)).means()
 
 
 def test_the_controls_tell_source_and_pose_apart(marked: Probe) -> None:

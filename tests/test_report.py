@@ -18,7 +18,7 @@ from pidm_core import BAD_DATA, USAGE, UserError, load_image, write_json, write_
 from pidm_reid import coverage, folder, folder_report, page, report
 from pidm_reid.folder_report import write_folder_report
 from pidm_reid.synthesize import Generator
-from pidm_reid.table import Grid, Strong, load_lines, markdown
+from pidm_reid.table import Grid, Strong, markdown, read_table
 from tools import report as report_tool
 
 VOID = {"meta", "link", "img", "br"}
@@ -124,8 +124,7 @@ def test_a_published_table_is_a_copy_with_a_plot_of_several_ratios(tmp_path: Pat
     write_json(table / "more/result.json", {**THREE[0], "ratio": 0.2})
     report.publish(table, tmp_path / "docs")
     assert load_image(out / "plot.png").std() > 10
-    lines = load_lines(out / "table.json")
-    assert markdown(lines) == (out / "table.md").read_text()
+    assert markdown(read_table(out)) == (out / "table.md").read_text()
 
 
 def test_what_a_result_says_is_only_text(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections import defaultdict
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,6 @@ import pytest
 from pidm_core import read_json
 from pidm_reid.table import (
     comma_separated,
-    load_lines,
     markdown,
     paired,
     read_results,
@@ -26,16 +27,12 @@ PRINTED = re.compile(r"<!-- (results/\w+/table\.md) -->\n\n((?:\|.*\n)+)")
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.parent.name)
-def test_the_files_of_a_table_hold_the_same_figures(path: Path) -> None:
-    lines = load_lines(path)
+def test_the_files_of_a_table_hold_the_figures_of_its_cells(path: Path) -> None:
+    lines = read_table(path.parent)
     assert lines
+    assert read_json(path) == json.loads(json.dumps([asdict(line) for line in lines]))
     assert path.with_name("table.md").read_text() == markdown(lines)
     assert path.with_name("table.csv").read_text() == comma_separated(lines)
-
-
-@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.parent.name)
-def test_a_table_follows_from_its_cells(path: Path) -> None:
-    assert load_lines(path) == read_table(path.parent)
 
 
 def test_the_text_prints_every_published_table() -> None:
@@ -57,9 +54,7 @@ README_ROWS = {
 
 
 def test_the_readme_prints_the_published_figures() -> None:
-    lines = {
-        (line.name, line.ratio): line for line in load_lines(DOCS / "results/reid_toy/table.json")
-    }
+    lines = {(line.name, line.ratio): line for line in read_table(DOCS / "results/reid_toy")}
 
     def shown(row: str, ratio: float) -> str:
         line = lines[row, ratio]
@@ -78,7 +73,7 @@ def test_the_readme_prints_the_published_figures() -> None:
 
 
 def test_the_readme_prints_the_figures_of_real_people() -> None:
-    lines = load_lines(DOCS / "results/reid_market1501_half/table.json")
+    lines = read_table(DOCS / "results/reid_market1501_half")
     row = {(line.name, line.ratio): line for line in lines if line.seeds}
     printed = [f"{row['Standard-same-steps', 0.2].mean['mAP']:.1f} mAP"]
     for cell in (("PIDM-strict", 0.2), ("PIDM-paper", 0.2), ("PIDM-strict", 0.4)):

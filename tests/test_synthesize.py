@@ -525,6 +525,16 @@ def test_development_split_is_written_as_a_market1501_root(market: Path, tmp_pat
     assert error.value.code == USAGE
 
 
+def test_keypoints_above_the_subsets_go_with_a_development_split(tmp_path: Path) -> None:
+    market = make_market(tmp_path / "whole")
+    for file in (market / "market1501").glob("*.csv"):
+        file.rename(market / file.name)
+    people = folder.read_people(market)
+    folder.write_market1501(tmp_path / "part", train=people, query=people, gallery=people)
+    there = {path.name for path in (tmp_path / "part/market1501").glob("*.csv")}
+    assert there == {path.name for path in market.glob("*.csv")} != set()
+
+
 def test_evaluation_folders_are_refused_for_training(market: Path, tmp_path: Path) -> None:
     work = planned(market)
     recipes = dataclasses.replace(work.recipes, role="eval")

@@ -15,6 +15,7 @@ import pytest
 
 from pidm_core.data import read_market1501
 from pidm_core.files import UserError, load_image
+from pidm_core.folders import only_writer
 from pidm_core.keypoints import missing, passes_patn, read_keypoints
 from pidm_core.toy_body import body_of, pose_of, pose_skeleton, solids_of
 from pidm_core.toy_cameras import CAMERAS
@@ -138,6 +139,14 @@ def test_an_interrupted_run_goes_on(root: Path, tmp_path: Path) -> None:
     assert there
     assert all(path.stat().st_mtime_ns == time for path, time in there.items())
     assert _bytes(again) == _bytes(root)
+
+
+def test_of_two_processes_that_draw_one_set_the_second_is_refused(tmp_path: Path) -> None:
+    with only_writer(tmp_path), pytest.raises(UserError, match="another process is writing there"):
+        make(tmp_path, preset="tiny")
+    finished = make(tmp_path, preset="tiny")
+    with only_writer(tmp_path):
+        assert make(tmp_path, preset="tiny") == finished
 
 
 def test_a_dry_run_counts_what_would_be_drawn(

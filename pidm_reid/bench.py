@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 
 STRICT = ("D_tr", "drawn people + D_tr")  # what a strict generator may have seen
+UNFINISHED = "unfinished.safetensors"  # beside a result.json that is not there yet
 CANDIDATES = 2  # generated for each image that a selection keeps
 
 
@@ -186,6 +187,13 @@ class Bench:
 
     # ------------------------------------------------------------ doing it
 
+    def do(self, cell: Cell, configuration: dict[str, Any]) -> dict[str, Any]:
+        """Do a cell; its result.json, whose content is returned, is the last that is written."""
+        path = cell.path(self.table)
+        write_json(path, self.run(cell, configuration))
+        (path.parent / UNFINISHED).unlink(missing_ok=True)
+        return dict(read_json(path))
+
     def run(self, cell: Cell, configuration: dict[str, Any]) -> dict[str, Any]:
         """Generate, train and test; the content of result.json."""
         from pidm_reid import finetune, weights
@@ -213,6 +221,7 @@ class Bench:
                 real_last=table.policy.real_last if augmented else 0.0,
             ),
             rerank=table.rerank,
+            keep=cell.path(table).parent / UNFINISHED,
             label=f"{cell.row}, {cell.ratio:.0%}, seed {cell.seed}",
         )
         if first:
@@ -394,7 +403,7 @@ class Bench:
             configuration, there = self.configuration(standard), standard.path(self.table)
             if there.is_file():
                 refuse_changes(there, read_json(there)["configuration"], configuration)
-            write_json(there, self.run(standard, configuration))
+            self.do(standard, configuration)
         return weights.load_state(path)
 
     def _standard_path(self, cell: Cell) -> Path:

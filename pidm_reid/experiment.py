@@ -1,7 +1,7 @@
 """The cells of a table, {row} x {ratio} x {seed}: each trains, tests and leaves a result.json.
 
-A finished cell is skipped, an interrupted one begins anew (its images and the Standard network
-are kept), a changed configuration is refused.
+A finished cell is skipped, an interrupted one goes on at the epoch that its network had come to,
+a changed configuration is refused.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pidm_core import UserError, read_json, read_keypoints, save_config, write_json
+from pidm_core import UserError, read_json, read_keypoints, save_config
 from pidm_reid import folder, plan
 from pidm_reid.bench import CANDIDATES, Bench, refuse_changes
 from pidm_reid.config import ReidTable
@@ -58,8 +58,7 @@ def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
             yield cell, read_json(path), False
             continue
         bench.guard()
-        write_json(path, bench.of(cell).run(cell, configuration))
-        yield cell, read_json(path), True
+        yield cell, bench.of(cell).do(cell, configuration), True
 
 
 def draw_sheet(table: ReidTable) -> Path | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,7 @@ from pidm_core import (
     UserError,
     place,
     read_market1501,
+    sha256,
     track,
 )
 from pidm_reid import compat, retrieval
@@ -33,6 +34,7 @@ from pidm_reid.folder import GALLERY, QUERY, person
 from pidm_reid.plan import shuffled
 from pidm_reid.pool import Pool, fresh_each_epoch
 from pidm_reid.small_maps import by_products
+from pidm_reid.unfinished import Unfinished
 from pidm_reid.weights import State, backbone, describe_weights, first_weights_file
 
 NETWORK = "resnet50"
@@ -61,7 +63,7 @@ class Result:
     steps: int
     loss: float  # mean of the last tenth of the iterations
     accuracy: float  # on the training batches of the last tenth, 0 ... 1
-    train_seconds: float
+    train_seconds: float  # of all processes that had part in it
     test_seconds: float
     images_per_s: float  # while training
     weights: str  # "from scratch", a file or "Standard"
@@ -111,11 +113,17 @@ class FastSoftmaxEngine(_SoftmaxEngine):  # type: ignore[misc]
         return features.float()
 
 
-def iterate(engine: FastSoftmaxEngine, steps: int) -> Iterator[dict[str, float]]:
-    """Train for `steps` iterations, over as many epochs as it takes; yields each one's figures."""
+def iterate(
+    engine: FastSoftmaxEngine, steps: int, *, before: Callable[[], object] = lambda: None
+) -> Iterator[dict[str, float]]:
+    """Train for `steps` iterations, over as many epochs as it takes; yields each one's figures.
+
+    before: called before each epoch.
+    """
     engine.set_model_mode("train")
     done = 0
     while done < steps:
+        before()
         for data in engine.train_loader:
             yield engine.forward_backward(data)
             done += 1
@@ -147,20 +155,24 @@ def train_and_test(
     start: State | None = None,
     how: How | None = None,
     rerank: bool = False,
+    keep: Path | None = None,
     label: str = "ResNet50",
 ) -> tuple[State, Result]:
     """Train from `start` (None: a file's or random weights) and test; (weights, figures).
 
     The same arguments give the same weights on the same machine with the same thread count.
+    keep: file from which a training that was cut off goes on, and that stays when it has ended;
+    with fresh images it begins anew.
     """
     _check_people(train, test)
     _check_test(test, rerank=rerank)
     begin = time.perf_counter()
-    engine, history, weights, pools = _train(
+    engine, history, weights, pools, before = _train(
         train, test, config=config, stage=stage, seed=seed, start=start, how=how or How(),
-        label=label,
+        keep=keep, label=label,
     )  # fmt: skip
     trained = time.perf_counter()
+    train_seconds = before + trained - begin
     features = embed_test(engine)
     ranking = rank(features, test)
     tail = history[-max(1, len(history) // 10) :]
@@ -171,9 +183,9 @@ def train_and_test(
         steps=stage.steps,
         loss=float(np.mean([figures["loss"] for figures in tail])),
         accuracy=float(np.mean([figures["acc"] for figures in tail])) / 100,
-        train_seconds=trained - begin,
+        train_seconds=train_seconds,
         test_seconds=time.perf_counter() - trained,
-        images_per_s=stage.steps * config.batch_size / (trained - begin),
+        images_per_s=stage.steps * config.batch_size / train_seconds,
         weights=weights,
         fresh_images=sum(pool.distinct_images for pool in pools),
         fresh_seconds=sum(pool.wait_seconds for pool in pools),
@@ -196,8 +208,9 @@ def train_and_embed(
     check_images(str(record.path) for record in images)
     both = TestSet(list(images[:1]), list(images), 0)  # torchreid wants a query
     engine, *_ = _train(
-        train, both, config=config, stage=stage, seed=seed, start=None, how=How(), label=label
-    )
+        train, both, config=config, stage=stage, seed=seed, start=None, how=How(), keep=None,
+        label=label,
+    )  # fmt: skip
     return embed_test(engine)[1]
 
 
@@ -210,9 +223,12 @@ def _train(
     seed: int,
     start: State | None,
     how: How,
+    keep: Path | None,
     label: str,
-) -> tuple[FastSoftmaxEngine, list[dict[str, float]], str, list[Pool]]:
-    """A trained engine, the figures of every iteration, what the weights began as, the pools."""
+) -> tuple[FastSoftmaxEngine, list[dict[str, float]], str, list[Pool], float]:
+    """A trained engine, the figures of every iteration, what the weights began as, the pools, and
+    the seconds that were spent before it was taken up again.
+    """
     check_images({item[0] for item in train})
     torchreid.utils.set_random_seed(seed)
     manager = make_manager(train, test, config=config, how=how)
@@ -220,8 +236,22 @@ def _train(
     model, weights = _make_model(manager.num_train_pids, config=config, start=start)
     engine = _make_engine(manager, model, config=config, stage=stage)
     last = min(round(how.real_last * stage.steps), stage.steps - 1)
+    unfinished = Unfinished(
+        None if how.fresh else keep,
+        {
+            "input": [config.height, config.width, config.batch_size, engine.bf16],
+            "stage": asdict(stage),
+            "seed": seed,
+            "how": asdict(how),
+            "images": sha256(repr([(Path(path).name, *who) for path, *who in train]).encode()),
+            "start": sha256(value.numpy().tobytes() for value in start.values())
+            if start
+            else weights,
+        },
+    )
+    history = unfinished.resume(engine)
     try:
-        history = _run(engine, stage.steps - last, label=label, batch=config.batch_size)
+        _run(engine, stage.steps - last, history, unfinished, label=label, batch=config.batch_size)
     finally:
         for pool in pools:
             pool.close()
@@ -230,22 +260,28 @@ def _train(
         engine.train_loader = make_manager(
             real, test, config=config, how=replace(how, half_real=False)
         ).train_loader
-        history += _run(engine, last, label=f"{label}, real images", batch=config.batch_size)
-    return engine, history, weights, pools
+        label += ", real images"
+        _run(engine, stage.steps, history, unfinished, label=label, batch=config.batch_size)
+    unfinished.save(engine, history)
+    return engine, history, weights, pools, unfinished.seconds_before
 
 
 def _run(
-    engine: FastSoftmaxEngine, steps: int, *, label: str, batch: int
-) -> list[dict[str, float]]:
-    history = []
-    images = track(
-        iterate(engine, steps), total=steps * batch, label=label, unit="images", each=batch
-    )
-    for step, figures in enumerate(images):
-        if not math.isfinite(figures["loss"]):
-            raise UserError(f"{label}: the loss is {figures['loss']} at iteration {step}; lower lr")
+    engine: FastSoftmaxEngine,
+    end: int,
+    history: list[dict[str, float]],
+    unfinished: Unfinished,
+    *,
+    label: str,
+    batch: int,
+) -> None:
+    """Train until `history` has the figures of `end` iterations."""
+    left = end - len(history)
+    iterations = iterate(engine, left, before=lambda: unfinished.begin_epoch(engine, history))
+    for figures in track(iterations, total=left * batch, label=label, unit="images", each=batch):
+        if not math.isfinite(loss := figures["loss"]):
+            raise UserError(f"{label}: the loss is {loss} at iteration {len(history)}; lower lr")
         history.append(figures)
-    return history
 
 
 def make_manager(

@@ -141,6 +141,24 @@ def test_interrupted_table_goes_on_to_the_same_results(
     ]  # fmt: skip
 
 
+def test_an_interrupted_cell_goes_on_and_leaves_nothing_but_its_result(
+    table: ReidTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tests = finetune.embed_test
+
+    def cut(engine: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune, "embed_test", cut)
+    with pytest.raises(KeyboardInterrupt):
+        next(run_table(table))
+    (kept,) = Path(table.results).glob("*/*/unfinished.safetensors")
+    monkeypatch.setattr(finetune, "embed_test", tests)
+    monkeypatch.setattr(finetune.FastSoftmaxEngine, "forward_backward", None)  # it has ended
+    next(run_table(table))
+    assert [path.name for path in kept.parent.iterdir()] == ["result.json"]
+
+
 def test_row_alone_trains_the_standard_network_that_it_starts_from(table: ReidTable) -> None:
     (only,) = run_table(dataclasses.replace(table, rows=(SAME_STEPS,)))
     assert only[1]["steps"] == 5

@@ -16,7 +16,7 @@ import torch
 from people import TINT, make_market, planned, render_all
 
 from pidm_core import BAD_DATA, DONE, SKIPPED, USAGE, UserError, read_weights, write_bytes
-from pidm_reid import experiment, folder, generators, report, table
+from pidm_reid import experiment, finetune, folder, generators, report, table
 from pidm_reid.generators import newest_run
 from pidm_reid.rows import Cell
 
@@ -223,8 +223,37 @@ def test_train_reid_prints_both_results(
     standard, final = (
         read_weights(tmp_path / name) for name in ("w_standard.safetensors", "w.safetensors")
     )
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == {
+        "w_standard.safetensors", "w.safetensors"
+    }  # fmt: skip
     assert standard.keys() == final.keys()
     assert not torch.equal(standard["conv1.weight"], final["conv1.weight"])
+
+
+@pytest.mark.usefixtures("small_network")
+def test_an_interrupted_train_reid_goes_on(
+    market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    render_all(planned(market), tmp_path / "made")
+    flags: list[Any] = ["--height", 32, "--width", 16, "--batch-size", 12, "--weights", "none"]
+    flags += ["--standard.steps", 1, "--finetune.steps", 2, "--augmented", "made"]
+    assert call("train_reid", *flags, "--out", "whole.safetensors") == DONE
+    steps, step = [0], finetune.FastSoftmaxEngine.forward_backward
+
+    def second_is_cut(self: Any, data: Any) -> dict[str, float]:
+        steps[0] += 1
+        if steps[0] == 2:
+            raise KeyboardInterrupt
+        return step(self, data)
+
+    monkeypatch.setattr(finetune.FastSoftmaxEngine, "forward_backward", second_is_cut)
+    with pytest.raises(KeyboardInterrupt):
+        call("train_reid", *flags, "--out", "w.safetensors")
+    assert call("train_reid", *flags, "--out", "w.safetensors") == DONE
+    assert steps[0] == 4  # Standard's one, one that was cut, the two of the fine-tuning
+    whole, again = (read_weights(tmp_path / f"{name}.safetensors") for name in ("whole", "w"))
+    assert all(torch.equal(value, whole[name]) for name, value in again.items())
+    assert not list(tmp_path.glob("*unfinished*"))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ class Options(ReidTable):
     """A table, and whether and how long to make it."""
 
     minutes: float = 0.0
-    """Stop after so many minutes, as SIGTERM does; the cell in hand begins anew (0: no limit)."""
+    """Stop after so many minutes, as SIGTERM does; the same command goes on (0: no limit)."""
     dry_run: bool = False
     """Say which cells would be done and what they cost, and stop."""
 

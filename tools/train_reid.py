@@ -22,7 +22,8 @@ class Options(StudentConfig):
     seed: int = 0
     """Seed of the initial weights and the order."""
     out: str = ""
-    """File for the final weights (.safetensors); those of Standard go to OUT_standard beside."""
+    """File for the final weights (.safetensors); those of Standard go to OUT_standard beside, and
+    what lets the same command go on to OUT_unfinished. Without it nothing is kept."""
     dry_run: bool = False
     """Say what would be trained on and how long it would take here, and stop."""
 
@@ -55,20 +56,25 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{passes:,} training image passes; --dry-run says how long they take here", flush=True)
     real = [augmented.train_folder / name for name in augmented.real]
     synthetic = [augmented.train_folder / name for name in augmented.synthetic]
-    state = None
+    state, kept = None, []
     for name, stage, added, suffix in (
         ("Standard", options.standard, [], "_standard"),
         ("fine-tuned", options.finetune, synthetic, ""),
     ):
+        out = Path(options.out).with_stem(Path(options.out).stem + suffix) if options.out else None
+        if out:
+            kept.append(out.with_stem(f"{out.stem}_unfinished"))
         items = finetune.train_list(real, added)
         print(f"{name}: {len(items):,} images, {stage.steps:,} iterations", flush=True)
         state, result = finetune.train_and_test(
-            items, test, config=options, stage=stage, seed=options.seed, start=state, label=name
-        )
+            items, test, config=options, stage=stage, seed=options.seed, start=state,
+            keep=kept[-1] if kept else None, label=name,
+        )  # fmt: skip
         print(f"{result.ranking.lines()}\n{_remarks(result.ranking)}")
-        if options.out:
-            out = Path(options.out)
-            weights.save_state(out.with_stem(out.stem + suffix), state)
+        if out:
+            weights.save_state(out, state)
+    for path in kept:
+        path.unlink(missing_ok=True)
     where = f"-> {options.out}. " if options.out else ""
     print(f"{where}What it was trained on: python tools/report.py {options.augmented}")
     return DONE

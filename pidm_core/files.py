@@ -183,22 +183,23 @@ def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Write an array of numbers, whole or not at all."""
+    """Write an array of numbers (.npy and, behind it, a SHA-256), whole or not at all."""
     import numpy as np
 
     data = io.BytesIO()
     np.save(data, array, allow_pickle=False)
-    write_bytes(path, data.getvalue())
+    write_bytes(path, data.getvalue() + hashlib.sha256(data.getvalue()).digest())
 
 
 def load_array(path: Path) -> np.ndarray | None:
     """An array that `save_array` wrote; None if it is not there or damaged."""
     import numpy as np
 
-    try:
-        return np.asarray(np.load(path, allow_pickle=False))
-    except (FileNotFoundError, ValueError, EOFError):
+    whole = path.read_bytes() if path.is_file() else b""
+    data, digest = whole[:-32], whole[-32:]
+    if not data or hashlib.sha256(data).digest() != digest:
         return None
+    return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
 
 
 def write_bytes(path: str | Path, data: bytes | Iterator[bytes]) -> None:

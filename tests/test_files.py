@@ -367,6 +367,19 @@ def test_a_limit_of_time_is_a_sigterm_of_ones_own_that_can_be_taken_back(
         files.stop_after(-1)
 
 
+def test_a_kept_array_comes_back_or_is_known_to_be_damaged(tmp_path: Path) -> None:
+    path, array = tmp_path / "a.npy", np.arange(12, dtype=np.float32).reshape(3, 4)
+    assert files.load_array(path) is None
+    files.save_array(path, array)
+    np.testing.assert_array_equal(files.load_array(path), array)
+    np.testing.assert_array_equal(np.load(path), array)
+    whole = path.read_bytes()
+    flipped = bytes([*whole[:140], whole[140] ^ 1, *whole[141:]])  # a bit of a number
+    for damaged in (b"", whole[:-1], whole[:140], flipped):
+        path.write_bytes(damaged)
+        assert files.load_array(path) is None
+
+
 def test_debug_shows_the_traceback_and_success_is_silent(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -92,20 +92,26 @@ class Verdict:
     """Share of the first model's distance."""
     frechet_allowed: float
     """1.05, or 1 and the first model's spread over seeds if that is more."""
-    top_1: float
+    top_1: float | None
+    """None where the first model's is 0: such a judge tells nothing."""
     diversity: float | None
 
     @property
     def passed(self) -> bool:
         """Whether the model is as good as the first one."""
-        near = self.frechet <= self.frechet_allowed and self.top_1 >= LEAST_TOP_1
-        return near and self.diversity is not None and self.diversity >= LEAST_DIVERSITY
+        near = self.frechet <= self.frechet_allowed
+        return (
+            near and (self.top_1 or 0) >= LEAST_TOP_1 and (self.diversity or 0) >= LEAST_DIVERSITY
+        )
 
     def __str__(self) -> str:
-        varied = "not measured" if self.diversity is None else f"{self.diversity:.1%}"
+        known, varied = (
+            "not measured" if share is None else f"{share:.1%}"
+            for share in (self.top_1, self.diversity)
+        )
         return (
             f"Fréchet distance {self.frechet:.1%} (at most {self.frechet_allowed:.1%}), "
-            f"top-1 {self.top_1:.1%} (at least {LEAST_TOP_1:.0%}), "
+            f"top-1 {known} (at least {LEAST_TOP_1:.0%}), "
             f"diversity {varied} (at least {LEAST_DIVERSITY:.0%}): "
             + ("as good" if self.passed else "not shown to be as good")
         )
@@ -113,20 +119,16 @@ class Verdict:
 
 def judge(row: Row, first: Row) -> Verdict:
     """Hold a model against the first one."""
-    allowed = max(MOST_DISTANCE, 1 + _share(first.frechet_spread, first.frechet))
     return Verdict(
-        _share(row.frechet, first.frechet),
-        allowed,
+        row.frechet / first.frechet,
+        max(MOST_DISTANCE, 1 + first.frechet_spread / first.frechet),
         _share(row.top_1, first.top_1),
-        None
-        if row.diversity is None or first.diversity is None
-        else _share(row.diversity, first.diversity),
+        _share(row.diversity, first.diversity),
     )
 
 
-def _share(value: float, of: float) -> float:
-    """value / of; 1 of nothing, for a judge that knows nobody (a top-1 of 0) tells nothing."""
-    return value / of if of else 1.0
+def _share(value: float | None, of: float | None) -> float | None:
+    return None if value is None or not of else value / of
 
 
 @dataclass(frozen=True)

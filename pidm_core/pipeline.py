@@ -283,7 +283,10 @@ class PIDMPipeline:
         if isinstance(source, str | Path):
             source = load_image(source)
         elif isinstance(source, Image.Image):
-            source = to_pixels(source)
+            try:
+                source = to_pixels(source)
+            except ValueError as error:
+                raise UserError(f"an image has {error}") from error
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
             raise UserError(
                 f"an image is {source.dtype} {source.shape}; uint8 (H, W, 3) is what is drawn from"

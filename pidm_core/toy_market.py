@@ -95,7 +95,7 @@ def make(
             _draw_all(root, seed, scenes, workers, progress)
             _write_lists(root, scenes)
             write_json(root / "toy_market.json", {**settings, "finished": True})
-    shutil.rmtree(root / ".toy_market", ignore_errors=True)
+            shutil.rmtree(root / ".toy_market", ignore_errors=True)
     return root
 
 

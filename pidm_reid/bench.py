@@ -191,7 +191,8 @@ class Bench:
         """Do a cell; its result.json, whose content is returned, is the last that is written."""
         path = cell.path(self.table)
         write_json(path, self.run(cell, configuration))
-        (path.parent / UNFINISHED).unlink(missing_ok=True)
+        for left in (path.parent / UNFINISHED, *path.parent.glob(".tmp-*")):  # of killed savings
+            left.unlink(missing_ok=True)
         return dict(read_json(path))
 
     def run(self, cell: Cell, configuration: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pidm_reid.rows import Cell, changed, rows
 from pidm_reid.table import CONFIG
 
 WEIGHTS_MIB = 94  # of a ResNet50
+UNFINISHED_MIB = 2 * 385  # while it trains, and the last state is replaced
 
 
 def cells(table: ReidTable) -> list[Cell]:
@@ -124,5 +125,6 @@ def outlook(table: ReidTable) -> list[str]:
     return [
         *lines,
         f"in all {passes:,} ResNet50 training image passes, about {hours:.1f} hours here, besides "
-        f"{images:,} images to generate and the strict generators; {mebibytes:,.0f} MiB",
+        f"{images:,} images to generate and the strict generators; "
+        f"{mebibytes + UNFINISHED_MIB * bool(passes):,.0f} MiB",
     ]

@@ -34,7 +34,7 @@ from pidm_reid.folder import GALLERY, QUERY, person
 from pidm_reid.plan import shuffled
 from pidm_reid.pool import Pool, fresh_each_epoch
 from pidm_reid.small_maps import by_products
-from pidm_reid.unfinished import Unfinished
+from pidm_reid.unfinished import Unfinished, digest
 from pidm_reid.weights import State, backbone, describe_weights, first_weights_file
 
 NETWORK = "resnet50"
@@ -63,7 +63,7 @@ class Result:
     steps: int
     loss: float  # mean of the last tenth of the iterations
     accuracy: float  # on the training batches of the last tenth, 0 ... 1
-    train_seconds: float  # of all processes that had part in it
+    train_seconds: float  # if it was cut off, without what was lost
     test_seconds: float
     images_per_s: float  # while training
     weights: str  # "from scratch", a file or "Standard"
@@ -167,32 +167,32 @@ def train_and_test(
     _check_people(train, test)
     _check_test(test, rerank=rerank)
     begin = time.perf_counter()
-    engine, history, weights, pools, before = _train(
+    done = _train(
         train, test, config=config, stage=stage, seed=seed, start=start, how=how or How(),
         keep=keep, label=label,
     )  # fmt: skip
     trained = time.perf_counter()
-    train_seconds = before + trained - begin
-    features = embed_test(engine)
+    train_seconds = done.seconds_before + trained - begin
+    features = embed_test(done.engine)
     ranking = rank(features, test)
-    tail = history[-max(1, len(history) // 10) :]
+    tail = done.history[-max(1, stage.steps // 10) :]
     result = Result(
         ranking=ranking,
         images=len(train),
-        people=engine.datamanager.num_train_pids,
+        people=done.engine.datamanager.num_train_pids,
         steps=stage.steps,
         loss=float(np.mean([figures["loss"] for figures in tail])),
         accuracy=float(np.mean([figures["acc"] for figures in tail])) / 100,
         train_seconds=train_seconds,
         test_seconds=time.perf_counter() - trained,
         images_per_s=stage.steps * config.batch_size / train_seconds,
-        weights=weights,
-        fresh_images=sum(pool.distinct_images for pool in pools),
-        fresh_seconds=sum(pool.wait_seconds for pool in pools),
-        precision="bf16" if engine.bf16 else "fp32",
+        weights=done.weights,
+        fresh_images=sum(pool.distinct_images for pool in done.pools),
+        fresh_seconds=sum(pool.wait_seconds for pool in done.pools),
+        precision="bf16" if done.engine.bf16 else "fp32",
         reranked=rank(features, test, by=retrieval.rerank) if rerank else None,
     )
-    return {name: value.cpu() for name, value in engine.model.state_dict().items()}, result
+    return {name: value.cpu() for name, value in done.engine.model.state_dict().items()}, result
 
 
 def train_and_embed(
@@ -207,11 +207,20 @@ def train_and_embed(
     """Train from the first weights; features (N, 2048) of other images by that network."""
     check_images(str(record.path) for record in images)
     both = TestSet(list(images[:1]), list(images), 0)  # torchreid wants a query
-    engine, *_ = _train(
+    done = _train(
         train, both, config=config, stage=stage, seed=seed, start=None, how=How(), keep=None,
         label=label,
     )  # fmt: skip
-    return embed_test(engine)[1]
+    return embed_test(done.engine)[1]
+
+
+@dataclass(frozen=True)
+class _Trained:
+    engine: FastSoftmaxEngine
+    history: list[dict[str, float]]  # the figures of every iteration
+    weights: str  # what they began as
+    pools: list[Pool]
+    seconds_before: float  # that it had taken when it was taken up again
 
 
 def _train(
@@ -225,10 +234,7 @@ def _train(
     how: How,
     keep: Path | None,
     label: str,
-) -> tuple[FastSoftmaxEngine, list[dict[str, float]], str, list[Pool], float]:
-    """A trained engine, the figures of every iteration, what the weights began as, the pools, and
-    the seconds that were spent before it was taken up again.
-    """
+) -> _Trained:
     check_images({item[0] for item in train})
     torchreid.utils.set_random_seed(seed)
     manager = make_manager(train, test, config=config, how=how)
@@ -240,13 +246,12 @@ def _train(
         None if how.fresh else keep,
         {
             "input": [config.height, config.width, config.batch_size, engine.bf16],
+            "hardware": [engine.device.type, config.workers, torch.__version__],
             "stage": asdict(stage),
             "seed": seed,
             "how": asdict(how),
-            "images": sha256(repr([(Path(path).name, *who) for path, *who in train]).encode()),
-            "start": sha256(value.numpy().tobytes() for value in start.values())
-            if start
-            else weights,
+            "images": _contents(train) if keep else "",
+            "start": digest(start) if start else weights,
         },
     )
     history = unfinished.resume(engine)
@@ -262,8 +267,14 @@ def _train(
         ).train_loader
         label += ", real images"
         _run(engine, stage.steps, history, unfinished, label=label, batch=config.batch_size)
-    unfinished.save(engine, history)
-    return engine, history, weights, pools, unfinished.seconds_before
+    unfinished.keep(engine, history)
+    return _Trained(engine, history, weights, pools, unfinished.seconds_before)
+
+
+def _contents(train: Sequence[Item]) -> str:
+    """A hash of the images, by what is in them, and of what is said of them."""
+    content = {path: sha256(Path(path)) for path in {item[0] for item in train}}
+    return str(sha256(repr([(content[path], *who) for path, *who in train]).encode()))
 
 
 def _run(
@@ -276,9 +287,13 @@ def _run(
     batch: int,
 ) -> None:
     """Train until `history` has the figures of `end` iterations."""
-    left = end - len(history)
-    iterations = iterate(engine, left, before=lambda: unfinished.begin_epoch(engine, history))
-    for figures in track(iterations, total=left * batch, label=label, unit="images", each=batch):
+    iterations = iterate(
+        engine, end - len(history), before=lambda: unfinished.begin_epoch(engine, history)
+    )
+    for figures in track(
+        iterations, total=end * batch, label=label, unit="images", each=batch,
+        at=lambda _: (len(history) + 1) * batch,
+    ):  # fmt: skip
         if not math.isfinite(loss := figures["loss"]):
             raise UserError(f"{label}: the loss is {loss} at iteration {len(history)}; lower lr")
         history.append(figures)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pidm_core import UserError
+from pidm_core import UserError, sha256
 from pidm_reid.weights import State, load_state, save_state
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,9 @@ class Unfinished:
         """`asked`: all that decides the training; a file of another one is not taken up."""
         self.path, self.asked = path, json.loads(json.dumps(asked))
         self._begin = self._saved = time.monotonic()
+        self._steps = 0  # that the file holds
         self.seconds_before = 0.0
-        """Of the training, up to what the file holds."""
+        """That the training had taken up to there."""
         self._random: tuple[dict[str, Any], State] | None = None
 
     def resume(self, engine: Any) -> list[dict[str, float]]:
@@ -57,7 +58,8 @@ class Unfinished:
         engine.scheduler.last_epoch = len(history)
         for group, rate in zip(engine.optimizer.param_groups, about["rates"], strict=True):
             group["lr"] = rate
-        self._random = about, tensors
+        self._random, self._steps = (about, tensors), len(history)
+        log.warning("%s: goes on at iteration %d", self.path, len(history))
         return history
 
     def begin_epoch(self, engine: Any, history: list[dict[str, float]]) -> None:
@@ -65,13 +67,21 @@ class Unfinished:
         if self._random:
             _set_random(*self._random)
             self._random = None
-        elif time.monotonic() - self._saved >= EVERY_S:
-            self.save(engine, history)
+        else:
+            self.keep(engine, history)
 
-    def save(self, engine: Any, history: list[dict[str, float]]) -> None:
-        """Keep the state between two epochs, or at the end."""
-        if self.path is None:
+    def keep(self, engine: Any, history: list[dict[str, float]]) -> None:
+        """Write the state between two epochs or at the end, if the last one is old."""
+        young = time.monotonic() - self._saved < EVERY_S
+        if self.path is None or young or len(history) == self._steps:
             return
+        try:
+            self._write(self.path, engine, history)
+        except OSError as error:  # a full disk: the result itself may still have room
+            log.warning("%s: not kept (%s)", self.path, error)
+        self._saved, self._steps = time.monotonic(), len(history)
+
+    def _write(self, path: Path, engine: Any, history: list[dict[str, float]]) -> None:
         about, tensors = _get_random(cuda=engine.use_gpu)
         about |= {
             "asked": self.asked,
@@ -79,24 +89,25 @@ class Unfinished:
             "epoch": engine.epoch,
             "rates": [group["lr"] for group in engine.optimizer.param_groups],
         }
-        tensors["about"] = torch.frombuffer(
-            bytearray(json.dumps(about).encode()), dtype=torch.uint8
-        )
         rows = [[figures[key] for key in FIGURES] for figures in history]
         tensors["history"] = torch.tensor(rows, dtype=torch.float64)
         tensors |= {f"model.{k}": v for k, v in engine.model.state_dict().items()}
         for index, weight in enumerate(engine.model.parameters()):
             moments = engine.optimizer.state[weight]
             tensors |= {f"adam.{index}.{key}": value for key, value in moments.items()}
-        save_state(self.path, {name: value.cpu() for name, value in tensors.items()})
-        self._saved = time.monotonic()
+        tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
+        text = json.dumps({**about, "tensors": digest(tensors)})
+        note = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        save_state(path, {**tensors, "about": note})
 
     def _read(self) -> tuple[dict[str, Any], State] | None:
         if self.path is None or not self.path.is_file():
             return None
         try:
             tensors = load_state(self.path)
-            about = json.loads(tensors["about"].numpy().tobytes())
+            about = json.loads(tensors.pop("about").numpy().tobytes())
+            if about.pop("tensors") != digest(tensors):
+                raise ValueError("its checksum differs")
         except (UserError, KeyError, ValueError) as error:
             log.warning("%s: damaged (%s); this training begins anew", self.path, error)
             return None
@@ -104,6 +115,11 @@ class Unfinished:
             log.warning("%s: of another training; this one begins anew", self.path)
             return None
         return about, tensors
+
+
+def digest(tensors: State) -> str:
+    """A SHA-256 of tensors, whatever their order."""
+    return str(sha256(tensors[name].contiguous().numpy().tobytes() for name in sorted(tensors)))
 
 
 def _part(tensors: State, prefix: str) -> State:

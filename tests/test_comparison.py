@@ -100,7 +100,8 @@ def test_identity_and_diversity_have_to_be_kept() -> None:
 
 def test_a_judge_that_knows_nobody_tells_nothing() -> None:
     blind = row(0.2, top_1=0.0, diversity=0.0)
-    assert judge(blind, blind).passed
+    assert not judge(blind, blind).passed
+    assert "top-1 not measured" in str(judge(blind, blind))
 
 
 @pytest.fixture(scope="module")

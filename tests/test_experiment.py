@@ -23,7 +23,7 @@ from pidm_core import (
 )
 from pidm_core.config import SampleConfig, TrainConfig
 from pidm_core.train import train
-from pidm_reid import finetune, folder, generators, scoring
+from pidm_reid import finetune, folder, generators, scoring, unfinished
 from pidm_reid.bench import Bench
 from pidm_reid.config import FinetunePolicy, ReidTable, SelectionConfig, Stage, StudentConfig
 from pidm_reid.experiment import cells, draw_sheet, outlook, run_table
@@ -149,10 +149,12 @@ def test_an_interrupted_cell_goes_on_and_leaves_nothing_but_its_result(
     def cut(engine: object) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(unfinished, "EVERY_S", 0.0)
     monkeypatch.setattr(finetune, "embed_test", cut)
     with pytest.raises(KeyboardInterrupt):
         next(run_table(table))
     (kept,) = Path(table.results).glob("*/*/unfinished.safetensors")
+    kept.with_name(".tmp-of-a-killed-saving").touch()
     monkeypatch.setattr(finetune, "embed_test", tests)
     monkeypatch.setattr(finetune.FastSoftmaxEngine, "forward_backward", None)  # it has ended
     next(run_table(table))

@@ -16,7 +16,7 @@ import torch
 from people import TINT, make_market, planned, render_all
 
 from pidm_core import BAD_DATA, DONE, SKIPPED, USAGE, UserError, read_weights, write_bytes
-from pidm_reid import experiment, finetune, folder, generators, report, table
+from pidm_reid import experiment, finetune, folder, generators, report, table, unfinished
 from pidm_reid.generators import newest_run
 from pidm_reid.rows import Cell
 
@@ -238,6 +238,7 @@ def test_an_interrupted_train_reid_goes_on(
     flags: list[Any] = ["--height", 32, "--width", 16, "--batch-size", 12, "--weights", "none"]
     flags += ["--standard.steps", 1, "--finetune.steps", 2, "--augmented", "made"]
     assert call("train_reid", *flags, "--out", "whole.safetensors") == DONE
+    monkeypatch.setattr(unfinished, "EVERY_S", 0.0)
     steps, step = [0], finetune.FastSoftmaxEngine.forward_backward
 
     def second_is_cut(self: Any, data: Any) -> dict[str, float]:

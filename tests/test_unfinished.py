@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +75,11 @@ def same(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize(
     ("how", "cut", "again"),
     [
-        (finetune.How(), 2, 8),
         (finetune.How(), 3, 5),
         (finetune.How(), 4, 5),
         (finetune.How(), 7, 2),
-        (LAST, 2, 8),
+        (LAST, 3, 5),
+        (LAST, 4, 4),  # at the beginning of the second part
         (LAST, 6, 2),  # the second part has one batch an epoch
     ],
 )
@@ -97,6 +99,22 @@ def test_a_training_that_was_cut_off_ends_in_the_same_weights(
     assert count[0] == again
 
 
+def test_loaders_in_processes_of_their_own_go_on_as_well(
+    items: list[Item], test_set: finetune.TestSet, count: list[int], tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {
+        "how": finetune.How(erasing=True),
+        "config": dataclasses.replace(SMALL, workers=1),
+    }
+    whole, keep = train(items, test_set, **given), tmp_path / "unfinished.safetensors"
+    count[:] = 0, 4
+    with pytest.raises(Cut):
+        train(items, test_set, keep=keep, **given)
+    count[:] = 0, 10**9
+    assert same(train(items, test_set, keep=keep, **given), whole)
+    assert count[0] == 5
+
+
 def test_an_ended_training_is_only_tested(
     items: list[Item], test_set: finetune.TestSet, count: list[int], tmp_path: Path
 ) -> None:
@@ -109,12 +127,17 @@ def test_an_ended_training_is_only_tested(
     assert second[1].train_seconds > 0.8 * first[1].train_seconds  # what it took is not forgotten
 
 
-@pytest.mark.parametrize("change", ["seed", "stage", "start", "images", "damage", "nothing"])
+@pytest.mark.parametrize(
+    "change", ["seed", "stage", "start", "images", "pictures", "cut off", "a bit", "nothing"]
+)
 def test_another_or_a_damaged_training_is_not_taken_up(
     items: list[Item], test_set: finetune.TestSet, count: list[int], tmp_path: Path,
     caplog: pytest.LogCaptureFixture, change: str,
 ) -> None:  # fmt: skip
     keep, options = tmp_path / "unfinished.safetensors", dict[str, Any]()
+    for path, *_ in items:
+        shutil.copy(path, tmp_path)
+    items = [(str(tmp_path / Path(path).name), *who) for path, *who in items]
     state, _ = train(items, test_set, keep=keep)
     if change == "seed":
         options = {"seed": 1}
@@ -124,14 +147,33 @@ def test_another_or_a_damaged_training_is_not_taken_up(
         options = {"start": state}
     elif change == "images":
         items = items[:-1]
-    elif change == "damage":
+    elif change == "pictures":  # of the same names
+        shutil.copy(items[0][0], items[-1][0])
+    elif change == "cut off":
         keep.write_bytes(keep.read_bytes()[:-100])
+    elif change == "a bit":
+        data = bytearray(keep.read_bytes())
+        data[len(data) // 2] ^= 64
+        keep.write_bytes(data)
     elif change == "nothing":
         keep.unlink()
     count[0] = 0
     train(items, test_set, keep=keep, **options)
     assert count[0] == 8
     assert ("begins anew" in caplog.text) is (change != "nothing")
+
+
+def test_a_full_disk_does_not_end_the_training(
+    items: list[Item], test_set: finetune.TestSet, count: list[int], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(unfinished, "save_state", full)
+    train(items, test_set, keep=tmp_path / "unfinished.safetensors")
+    assert count[0] == 8
+    assert "not kept ([Errno 28] No space left" in caplog.text
 
 
 def test_nothing_is_kept_unasked_or_while_the_last_is_young(

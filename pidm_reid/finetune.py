@@ -242,8 +242,10 @@ def _train(
     model, weights = _make_model(manager.num_train_pids, config=config, start=start)
     engine = _make_engine(manager, model, config=config, stage=stage)
     last = min(round(how.real_last * stage.steps), stage.steps - 1)
+    if how.fresh:  # the pools would have to go on as well
+        keep = None
     unfinished = Unfinished(
-        None if how.fresh else keep,
+        keep,
         {
             "input": [config.height, config.width, config.batch_size, engine.bf16],
             "hardware": [engine.device.type, config.workers, torch.__version__],

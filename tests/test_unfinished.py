@@ -176,12 +176,14 @@ def test_a_full_disk_does_not_end_the_training(
     assert "not kept ([Errno 28] No space left" in caplog.text
 
 
-def test_nothing_is_kept_unasked_or_while_the_last_is_young(
+def test_nothing_is_kept_unasked_of_fresh_images_or_while_the_last_is_young(
     items: list[Item], test_set: finetune.TestSet, count: list[int], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     train(items, test_set)
+    monkeypatch.setattr(finetune, "fresh_each_epoch", lambda manager: [])
+    train(items, test_set, how=finetune.How(fresh=True), keep=tmp_path / "unfinished.safetensors")
     monkeypatch.setattr(unfinished, "EVERY_S", 3600.0)
     count[:] = 0, 5
     with pytest.raises(Cut):

@@ -148,8 +148,10 @@ class TrainConfig:
             raise UserError(f"train.eta: {self.eta} is outside 0 ... 1/3")
         if not 0 <= self.withhold < 1:
             raise UserError(f"train.withhold: {self.withhold} is outside 0 ... 1")
-        if not (0 < self.lr < math.inf and self.clip_norm > 0):
-            raise UserError("train.lr, train.clip_norm: must be above 0")
+        if not 0 <= self.lr < math.inf:
+            raise UserError(f"train.lr: {self.lr:g} is not at least 0")
+        if not self.clip_norm > 0:
+            raise UserError(f"train.clip_norm: {self.clip_norm:g} is not above 0")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"train.ema_decay: {self.ema_decay} is outside 0 ... 1")
         for name in ("warmup_steps", "max_scale", "sample_every", "patience"):

@@ -165,7 +165,12 @@ def test_a_configuration_survives_the_file(tmp_path: Path) -> None:
     [
         *(("train", "steps", 0), ("train", "batch_size", 0), ("train", "keep", 1)),
         *(("train", "eta", 0.4), ("sample", "steps", 0), ("model", "channels", 48)),
-        *(("train", "lr", 0.0), ("train", "ema_decay", 1.0), ("train", "warmup_steps", -1)),
+        *(
+            ("train", "lr", -1e-4),
+            ("train", "clip_norm", 0.0),
+            ("train", "ema_decay", 1.0),
+            ("train", "warmup_steps", -1),
+        ),
         *(("train", "max_scale", -0.1), ("train", "sample_every", -1), ("train", "patience", -1)),
         ("model", "texture_factors", [3]),
     ],

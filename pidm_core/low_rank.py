@@ -57,12 +57,8 @@ def restored(parts: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[st
     for name, part in parts.items():
         whole, _, side = name.rpartition(".")
         if side == "left" and whole in base and f"{whole}.right" in parts:
-            right, rows = parts[f"{whole}.right"], len(base[whole])
-            columns = base[whole].numel() // rows
-            if part.shape[1:] != right.shape[:1] or (len(part), *right.shape[1:]) != (
-                rows,
-                columns,
-            ):
+            right, flat = parts[f"{whole}.right"], base[whole].flatten(1)
+            if part.shape != (len(flat), *right.shape[:1]) or right.shape[1:] != flat.shape[1:]:
                 raise ValueError(f"{whole}: differences of another shape")
             weights[whole] += (part.float() @ right.float()).view_as(weights[whole])
         elif side != "right" or f"{whole}.left" not in parts:

@@ -133,8 +133,13 @@ def _bring_back(out: Path, results: Path, model: Path, *, mib: int) -> None:
     """The table to be read, and two packs: the model and the results, with which a slot goes on."""
     from pidm_core.packs import write_pack
 
-    kept = (".safetensors", "")  # networks, and what a kill left of one
-    files = [p for p in results.rglob("*") if p.is_file() and p.suffix not in kept]
+    files = [
+        path
+        for path in results.rglob("*")
+        if path.is_file()
+        and path.suffix != ".safetensors"
+        and not path.name.startswith(".tmp-")  # what a kill left of a network
+    ]
     packs = {
         "results": {path.relative_to(results).as_posix(): path for path in files},
         "run": {f"{model.name}/{path.name}": path for path in sorted(model.glob("*"))},

@@ -155,8 +155,9 @@ def sampling(
             steps.append(ours(model, diffusion, given, guidance, placement))
             works.append(_work(steps[-1], given))  # the direct sums, which freezing may shorten
             model.freeze()
-        slow, *fast = _in_turns([partial(step, given.y_t, given.t) for step in steps])
-        expected, *found = (step(given.y_t, given.t)[:, :3] for step in steps)
+        acts = [partial(step, given.y_t, given.t) for step in steps]
+        expected, *found = (act()[:, :3] for act in acts)
+        slow, *fast = _in_turns(acts, before=0)  # each was called just now
         rate = _rate(works[0], slow)
         share = rate / rates[torch.float32]
         yield Row(f"{name}: reference, fp32", slow / count, rate=rate, share=share)
@@ -200,15 +201,18 @@ def generation(config: ModelConfig, settings: SampleConfig) -> float:
 
 
 def generators(*, quick: bool) -> Iterator[tuple[str, float]]:
-    """What is fast enough to generate while another network trains, and the seconds of an image.
+    """What generates while another network trains, and its seconds for an image.
 
-    And, unless `quick`, one step of the paper's network.
+    The bundled model and its student; unless `quick`, larger and smaller networks of the same
+    cost, and one step of the paper's.
     """
     bundled = load_config(PIDMConfig, BUNDLED)
     steps = bundled.sample.steps * len(guidance_terms(bundled.sample.guidance, W_P, W_S))
     yield f"bundled model, {steps} evaluations", generation(bundled.model, bundled.sample)
     student = SampleConfig(steps=1, guidance="none")
     yield "its student of 1 evaluation", generation(bundled.model, student)
+    if quick:
+        return
     for channels, evaluations in ((64, 1), (32, 4)):
         config = ModelConfig(
             size=(64, 32), channels=channels, channel_mults=(1, 2, 3, 4), texture_factors=(4, 8)
@@ -217,9 +221,8 @@ def generators(*, quick: bool) -> Iterator[tuple[str, float]]:
         millions = sum(p.numel() for p in network(config).parameters()) / 1e6
         name = f"{millions:.0f} M parameters at 64x32, evaluations: {evaluations}"
         yield name, generation(config, settings)
-    if not quick:
-        settings = SampleConfig(steps=1, guidance="style", batch_size=4)
-        yield "paper network, a step (2 evaluations)", generation(ModelConfig(), settings)
+    settings = SampleConfig(steps=1, guidance="style", batch_size=4)
+    yield "paper network, a step (2 evaluations)", generation(ModelConfig(), settings)
 
 
 # ---------------------------------------------------------------- training

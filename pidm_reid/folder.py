@@ -3,11 +3,11 @@
 market1501/bounding_box_train        links to D_tr, and the synthetic images
 market1501/query, bounding_box_test  links to the originals
 market1501/Market-1501-v15.09.15     link to '.'; and Market-1501-v15.09.15 to market1501
-split.json                           ratio, seed, the names of D_tr, how the rest was made
+split.json                           ratio, seed, names of D_tr, how the rest was made; checksum
 plan.jsonl                           one recipe per line
 manifest.jsonl                       append-only ledger, one checksummed line per finished image
 manifest-03-of-16.jsonl              the same, of a part; all of them are read as one
-selection.jsonl                      what a selection thinks of each image, if there was one
+selection.jsonl                      what a selection, if any, thinks of each image; checksummed
 cost.jsonl                           seconds that were spent on it, a line each time
 """
 
@@ -46,6 +46,7 @@ SPLIT, PLAN, MANIFEST = "split.json", "plan.jsonl", "manifest.jsonl"
 SELECTION, AMONG_REAL = "selection.jsonl", "selection_real.json"
 COST = "cost.jsonl"
 FORMAT = 1
+CHECK = "check"  # of a line or a file: the checksum of the rest
 PERSON = re.compile(r"([-\d]+)_c(\d+)")
 
 
@@ -107,13 +108,18 @@ def _check_split(split: Mapping[str, Any], where: str) -> None:
 
 
 def read_lines(path: Path) -> dict[str, dict[str, Any]]:
-    """JSON lines by their file_name, {} without the file; UserError (BAD_DATA) for others."""
+    """JSON lines by their file_name, {} without the file; UserError (BAD_DATA) for others.
+
+    A line that carries a checksum must agree with it.
+    """
     entries: dict[str, dict[str, Any]] = {}
     if path.is_file():
         for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
             entry = parse_json(line, f"{path}:{number}")
             if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
                 raise UserError(f"{path}:{number}: no file_name in this line; remove it", BAD_DATA)
+            if entry.pop(CHECK, None) and parse_entry(line.encode()) is None:
+                raise UserError(f"{path}:{number}: altered since it was written", BAD_DATA)
             entries[refuse_path(entry["file_name"], f"{path}:{number}")] = entry
     return entries
 
@@ -188,7 +194,7 @@ def parse_entry(line: bytes) -> dict[str, Any] | None:
 
 def append_ledger(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
     """Append one line per entry in a single write, flushed to the disk."""
-    data = b"".join(map(_ledger_line, entries))
+    data = b"".join(map(checked_line, entries))
     with open_own(path, "ab") as file:
         if file.tell() and _last_byte(path) != b"\n":  # a line torn by a crash
             data = b"\n" + data
@@ -208,7 +214,8 @@ def is_finished(folder: Path, entry: Mapping[str, Any]) -> bool:
     return path.is_file() and bool(sha256(path.read_bytes()) == entry.get("sha256"))
 
 
-def _ledger_line(entry: Mapping[str, Any]) -> bytes:
+def checked_line(entry: Mapping[str, Any]) -> bytes:
+    """A line of JSON with the checksum of the rest, as `parse_entry` reads it."""
     text = json.dumps(entry, ensure_ascii=False).encode()
     return text[:-1] + f', "check": "{_check(text)}"}}\n'.encode()
 
@@ -266,8 +273,7 @@ def start_folder(out: Path, split: Mapping[str, Any]) -> None:
         if path.is_symlink():
             raise UserError(f"{path}: is a link, and images would be written wherever it leads")
     if (out / SPLIT).is_file():
-        old = read_json(out / SPLIT)
-        if changes := differences(old, dict(split)):
+        if changes := differences(_read_checked(out / SPLIT), dict(split)):
             raise UserError(
                 f"{out}: was made with another configuration ({'; '.join(changes[:8])}); "
                 "make another folder, or remove this one"
@@ -275,7 +281,7 @@ def start_folder(out: Path, split: Mapping[str, Any]) -> None:
     elif out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise UserError(f"{out}: is not empty and not an augmented folder; give another --out")
     else:
-        write_json(out / SPLIT, split)
+        write_json(out / SPLIT, {**split, CHECK: _check_of(split)})
 
 
 def read_split(root: Path) -> dict[str, Any]:
@@ -285,11 +291,28 @@ def read_split(root: Path) -> dict[str, Any]:
             f"{root}: not an augmented folder (no {SPLIT}); make one with tools/synthesize.py",
             BAD_DATA,
         )
-    split = read_json(root / SPLIT)
+    split = _read_checked(root / SPLIT)
     if not isinstance(split, dict) or split.get("format") != FORMAT:
         raise UserError(f"{root / SPLIT}: not a split of format {FORMAT}", BAD_DATA)
     _check_split(split, str(root / SPLIT))
     return split
+
+
+def _read_checked(path: Path) -> Any:
+    """A JSON file without its checksum, if it has one, with which it must agree."""
+    value = read_json(path)
+    check = value.pop(CHECK, None) if isinstance(value, dict) else None
+    if check is not None and check != _check_of(value):
+        raise UserError(
+            f"{path}: altered since it was written; put its values back and remove its '{CHECK}', "
+            "or make the folder anew",
+            BAD_DATA,
+        )
+    return value
+
+
+def _check_of(value: Any) -> str:
+    return _check(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -163,8 +162,8 @@ def write_choices(out: Path, choices: Sequence[Choice], among_real: Mapping[str,
     Before it selection_real.json: similarity of each real image to the nearest of its person.
     """
     write_json(out / folder.AMONG_REAL, dict(among_real))
-    lines = (json.dumps(dataclasses.asdict(choice), ensure_ascii=False) for choice in choices)
-    write_bytes(out / folder.SELECTION, "".join(line + "\n" for line in lines).encode())
+    lines = (folder.checked_line(dataclasses.asdict(choice)) for choice in choices)
+    write_bytes(out / folder.SELECTION, b"".join(lines))
 
 
 def read_choices(out: Path) -> list[Choice]:

@@ -19,8 +19,8 @@ Entries = Mapping[str, Mapping[str, Any]]
 def faults(root: str | Path) -> Iterator[str]:
     """A line for each removed, altered, truncated or unlisted file; none: all is as it was made.
 
-    Raises UserError (BAD_DATA) for a folder that is no augmented one, and for a split.json or
-    plan.jsonl that cannot be read.
+    Raises UserError (BAD_DATA) for a folder that is no augmented one, and for a split.json that
+    was altered or a plan.jsonl that cannot be read.
     """
     root = Path(root)
     split = folder.read_split(root)
@@ -46,6 +46,12 @@ def _lists(
             yield f"{root}: {len(waiting)} planned images are not there, such as {waiting[0]}"
         for name in sorted(ledger.keys() - recipes.keys()):
             yield f"{root / folder.MANIFEST}: names {name}, which is not planned"
+    selection = root / folder.SELECTION
+    choices = selection.read_bytes().splitlines() if selection.is_file() else []
+    checked = any(folder.parse_entry(line) for line in choices)  # not by earlier versions
+    for number, line in enumerate(choices, 1):
+        if checked and folder.parse_entry(line) is None:
+            yield f"{selection}:{number}: altered since it was written"
     for file in folder.ledgers(root / folder.MANIFEST):
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from people import planned, render_all
 
 from pidm_core import UserError
 from pidm_reid import folder, verify
+from pidm_reid.scoring import read_choices, write_choices
+from pidm_reid.selection import Choice
 
 TRAIN = Path(folder.BASE) / folder.TRAIN
 
@@ -57,6 +60,57 @@ def test_every_harm_is_named(
     render_all(planned(market), tmp_path, copy=True)
     harm(tmp_path)
     assert any(said in line for line in verify.faults(tmp_path)), list(verify.faults(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"generator_saw": "unknown"', '"generator_saw": "D_tr"'), ('"seed": 0', '"seed": 1')],
+)
+def test_an_altered_split_is_read_by_nothing(
+    market: Path, tmp_path: Path, old: str, new: str
+) -> None:
+    work, path = planned(market), tmp_path / folder.SPLIT
+    render_all(work, tmp_path)
+    text = path.read_text()
+    path.write_text(text.replace(old, new))
+    assert path.read_text() != text
+    for read in (verify.faults, folder.read_augmented):
+        with pytest.raises(UserError, match=r"split\.json: altered since it was written"):
+            list(read(tmp_path))  # type: ignore[call-overload]
+    with pytest.raises(UserError, match=r"split\.json: altered since it was written"):
+        render_all(work, tmp_path)
+    path.write_text(text)
+    assert list(verify.faults(tmp_path)) == []
+
+
+def test_a_split_of_an_earlier_version_has_no_checksum(market: Path, tmp_path: Path) -> None:
+    work, path = planned(market), tmp_path / folder.SPLIT
+    render_all(work, tmp_path)
+    split = json.loads(path.read_text())
+    assert split.pop("check")
+    path.write_text(json.dumps(split))
+    assert render_all(work, tmp_path) == 0
+    assert list(verify.faults(tmp_path)) == []
+
+
+def test_an_altered_choice_is_named_and_read_by_nothing(market: Path, tmp_path: Path) -> None:
+    render_all(planned(market), tmp_path)
+    names = sorted(folder.read_ledger(tmp_path / folder.MANIFEST))
+    choices = [
+        Choice(name, n > 0, "", own=None, other=0.25, source=0.5, nearest="", score=0.25)
+        for n, name in enumerate(names)
+    ]
+    write_choices(tmp_path, choices, {})
+    assert list(verify.faults(tmp_path)) == []
+    assert folder.read_augmented(tmp_path).synthetic == tuple(names[1:])
+    assert read_choices(tmp_path) == choices
+    path = tmp_path / folder.SELECTION
+    path.write_text(path.read_text().replace('"kept": false', '"kept": true'))
+    assert [line.rpartition("/")[2] for line in verify.faults(tmp_path)] == [
+        "selection.jsonl:1: altered since it was written"
+    ]
+    with pytest.raises(UserError, match=r"selection\.jsonl:1: altered since it was written"):
+        folder.read_augmented(tmp_path)
 
 
 def test_links_to_nowhere_and_a_plan_of_others_are_named(market: Path, tmp_path: Path) -> None:

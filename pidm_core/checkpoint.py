@@ -21,7 +21,14 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pidm_core.config import ASSETS, DiffusionConfig, ModelConfig, PIDMConfig, SampleConfig
+from pidm_core.config import (
+    ASSETS,
+    DiffusionConfig,
+    ModelConfig,
+    PIDMConfig,
+    SampleConfig,
+    bundled_folder,
+)
 from pidm_core.files import (
     BAD_DATA,
     UserError,
@@ -201,9 +208,8 @@ def bundle(run: Path, folder: Path, *, base: str = "", limit: int = 0) -> Path:
 def find_model(name: str | Path) -> Path:
     """The model folder meant by a bundled name, a run folder or a model folder."""
     own = Path(name)
-    bundled_first = [ASSETS / own] if own.name == str(name) else []
-    for folder in (*bundled_first, own / "model", own):
-        if (folder / "config.json").is_file():
+    for folder in (bundled_folder(name), own / "model", own):
+        if folder and (folder / "config.json").is_file():
             return folder
     bundled = ", ".join(sorted(p.parent.name for p in ASSETS.glob("*/config.json"))) or "none"
     raise UserError(

@@ -265,7 +265,7 @@ def _setting(part: str, name: str) -> tuple[str, Any]:
         return "sampler", part
     if part in get_args(Guidance):
         return "guidance", part
-    if between := re.fullmatch(r"([\d.]+)-([\d.]+)", part):
+    if between := re.fullmatch(r"(\d*\.?\d+)-(\d*\.?\d+)", part):
         return "interval", (float(between[1]), float(between[2]))
     raise UserError(
         f"models: '{part}' in '{name}' is no number of steps, sampler, guidance or interval (0.3-1)"

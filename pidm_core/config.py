@@ -22,6 +22,11 @@ PresetName = Literal["pidm", "gfla"]
 Published = Literal["", "ablation", "deepfashion", "deepfashion512", "market1501"]
 
 
+def bundled_folder(name: str | Path) -> Path | None:
+    """Where the bundled model of that name would be; None for a path, which means another one."""
+    return ASSETS / name if Path(name).name == str(name) else None
+
+
 def _within(name: str, values: Iterable[float], low: float, high: float) -> None:
     if bad := [value for value in values if not low <= value <= high]:
         raise UserError(f"{name}: {bad[0]} is outside {low:g} ... {high:g}")

@@ -59,6 +59,7 @@ _SPELLINGS = ("fasion", "fashion")
 _BORDER_PX, _CUT_FRAME, _WHOLE_FRAME = 40, (256, 176), (256, 256)  # In-shop's small images
 _WHITE = 250  # of 255; white borders have 255, the grey of the studio 210-240
 _PROBES = 32
+_DEPTH = 6  # an image's folders up to its data set's: Img/img/WOMEN/Dresses/id_00000001
 
 
 @dataclass(frozen=True)
@@ -206,15 +207,21 @@ def _read_fashion(
     if not pair_list and folder.name != split:
         listed = _fashion_split(root, split)
         records = [record for record in records if fashion_key(record.name) in listed]
-    table, frame = read_keypoints(poses), _frame(Path(poses))
-    if frame == "whole":
-        shift = np.array([_BORDER_PX, 0], dtype=np.float32)
-        table = {name: joints - shift for name, joints in table.items()}
-    view = fashion_view(_border(records), framed=frame != "own")
+    table, framed = _read_fashion_joints(Path(poses))
+    view = fashion_view(_border(records), framed=framed)
     people = replace(_match(records, table, fashion_key, poses), view=view)
     check_frame(records, people.keypoints, name=poses, view=view)
     people = _with_pairs(people, pair_list, fashion_key, root)
     return _compared(people, split)
+
+
+def _read_fashion_joints(poses: Path) -> tuple[dict[str, np.ndarray], bool]:
+    """A keypoint file, and whether its joints are px of the cut image; else of the file itself."""
+    table, frame = read_keypoints(poses), _frame(poses)
+    if frame == "whole":
+        shift = np.array([_BORDER_PX, 0], dtype=np.float32)
+        table = {name: joints - shift for name, joints in table.items()}
+    return table, frame != "own"
 
 
 def fashion_view(border: bool, *, framed: bool) -> View:
@@ -284,6 +291,48 @@ def _beside(folders: Iterable[Path], patterns: Iterable[str], split: Split) -> P
     names = [pattern.format(s, split) for pattern in patterns for s in _SPELLINGS]
     found = (folder / name for folder in folders for name in names if (folder / name).exists())
     return next(found, None)
+
+
+# ---------------------------------------------------------------- one image
+
+
+def open_image(path: str | Path, *, like: str | Path = "") -> np.ndarray:
+    """One image file as it counts in its data set: DeepFashion's without their white borders.
+
+    like: a file of the data set by which a mask drawn over it is cut.
+    """
+    return _fashion_image(Path(like or path))(load_image(path), NOBODY)[0]
+
+
+def open_joints(path: str | Path, keypoints: str | Path = "") -> np.ndarray:
+    """The joints, float32 (18, 2) in px of what `open_image` shows of a file.
+
+    keypoints: the file that holds them (default: the one beside the data set's images).
+    Raises UserError (BAD_DATA) if none does.
+    """
+    path = Path(path).absolute()
+    if not (key := fashion_key(path.as_posix())):
+        source = Path(keypoints or find_keypoints(path.parent.parent, path.parent.name))
+        table = read_keypoints(source)
+        if path.name not in table:
+            raise UserError(f"{source}: holds no joints of {path.name}", BAD_DATA)
+        return table[path.name]
+    splits: tuple[Split, ...] = ("train", "test")
+    beside = (_beside(path.parents[:_DEPTH], _FASHION_POSES, split) for split in splits)
+    for source in [Path(keypoints)] if keypoints else [found for found in beside if found]:
+        table, framed = _read_fashion_joints(source)
+        for name in table:
+            if fashion_key(name) == key:
+                return _fashion_image(path, framed=framed)(load_image(path), table[name])[1]
+    raise UserError(f"{keypoints or path.parent}: holds no joints of {path.name}", BAD_DATA)
+
+
+def _fashion_image(path: Path, *, framed: bool = False) -> View:
+    """The view of DeepFashion's images where a file is one, judged by those beside it."""
+    if not fashion_key(path.absolute().as_posix()):
+        return lambda image, joints: (image, joints)
+    names, _ = list_names(path.parent)
+    return fashion_view(_border([Record(path.parent / n, n, 0, 0) for n in names]), framed=framed)
 
 
 # ---------------------------------------------------------------- Market-1501, any folder

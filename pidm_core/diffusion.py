@@ -59,7 +59,8 @@ class Diffusion:
     def losses(self, out: Tensor, y_0: Tensor, y_t: Tensor, t: Tensor, eps: Tensor) -> Losses:
         """Eq. 4 for a network output (B, 6, H, W)."""
         out = out.float()
-        bound = self.vlb(self.to_eps(out, y_t, t), y_0, y_t, t)
+        # Nichol & Dhariwal's weight: the bound sums T terms, of which this is one.
+        bound = self.vlb(self.to_eps(out, y_t, t), y_0, y_t, t) * (self.config.T / 1000)
         if self.config.prediction == "eps":
             return Losses((out[:, :3] - eps).square().mean((1, 2, 3)), bound)
         # An error of the image is one of the noise times SNR: Eq. 3 and the bound would learn the
@@ -415,6 +416,7 @@ def sample_images(
 
     `noise` and `known` are those of Diffusion.sample, `absent` that of `guided`.
     """
+    diffusion.timesteps(settings.steps, settings.spacing)  # an impossible number is refused at once
     turn = iter(turns(model, diffusion, x_p=x_p, texture=texture, settings=settings, absent=absent))
     steps = diffusion.sample(
         lambda y_t, t: next(turn)(y_t, t),

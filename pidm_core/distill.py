@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from pidm_core.checkpoint import find_model, load_model
 from pidm_core.config import DistillConfig, PIDMConfig, SampleConfig
 from pidm_core.diffusion import Denoise, Diffusion, ddim_step, turns
-from pidm_core.files import UserError, read_json, write_json
+from pidm_core.files import UserError, read_json
 from pidm_core.hardware import Placement
 from pidm_core.model import PIDM
 from pidm_core.train import Progress, train
@@ -175,6 +175,7 @@ def prepare(config: DistillConfig) -> Lesson:
             f"{config.teacher}: is a student of {own.steps} steps and knows no others; steps "
             f"times teacher_steps must be {own.steps}, not {steps}"
         )
+    grid(Diffusion(diffusion), config.steps, config.teacher_steps)  # refuses what cannot be
     given = {name: getattr(config, name) for name in FOLDED}
     given = {name: value for name, value in given.items() if value is not None}
     how = replace(own, steps=steps, **given)
@@ -204,17 +205,19 @@ def distill(lesson: Lesson, run: Path) -> Iterator[Progress]:
     Raises UserError for a folder that holds another's student, or a training without a teacher.
     """
     path = run / FILE
-    if path.is_file() or (run / "config.yaml").is_file():
+    if (run / "config.yaml").is_file():
         old = read_json(path) if path.is_file() else {}
         if changed := [k for k, value in lesson.note.items() if old.get(k) != value]:
-            differences = (f"{k} was {old.get(k)}, is {lesson.note[k]}" for k in changed)
+            named = {"steps": "teacher_steps"}
+            differences = (
+                f"{named.get(k, k)} was {old.get(k)}, is {lesson.note[k]}" for k in changed
+            )
             raise UserError(
                 f"{run}: holds a run of another teacher ({'; '.join(differences)}); "
                 "give another --out"
             )
-    write_json(path, lesson.note)
     loss = partial(StudentLoss, teacher=lesson.teacher)
-    yield from train(lesson.run, run, loss=loss, about=_about(lesson))
+    yield from train(lesson.run, run, loss=loss, about=_about(lesson), notes={FILE: lesson.note})
 
 
 def _about(lesson: Lesson) -> str:

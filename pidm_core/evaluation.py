@@ -29,7 +29,14 @@ from pidm_core.files import (
     save_array,
     sha256,
 )
-from pidm_core.image_metrics import PRESETS, SSIM_WINDOW, Preset, bring_to, ssim
+from pidm_core.image_metrics import (
+    PRESETS,
+    SSIM_WINDOW,
+    Preset,
+    bring_to,
+    gaussian_window,
+    ssim,
+)
 from pidm_core.image_names import named_pair, without_seed
 from pidm_core.progress import track
 
@@ -245,6 +252,10 @@ def _unknown_targets(pictures: Sequence[Picture], targets: str) -> list[Figure |
 
 def _ssim_figures(pairs: Sequence[Picture], preset: Preset) -> Iterator[Figure | str]:
     size = load_image(pairs[0].path).shape[:2]
+    smallest = gaussian_window(preset.sigma)
+    if min(size) < smallest:
+        yield f"SSIM: images of {_px(size)} are smaller than its window of {smallest} px"
+        return
     uniform, gaussian = [], []
     for made, true in _pairs(pairs, preset, "SSIM"):
         if min(size) >= SSIM_WINDOW:

@@ -137,8 +137,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         # Pillow's own conversion clips 16-bit values: nearly every picture would come out white.
         values = np.asarray(image, dtype=np.float64)
         low, high = float(values.min()), float(values.max())
-        top = 65535.0 if image.mode != "F" else max(1.0, high)
-        if not 0 <= low <= high <= top < math.inf:  # NaN too
+        top = 65535.0 if image.mode != "F" else 1.0
+        eight_bits = image.mode == "I" and 1 < high <= 255  # 32 bits that hold no more
+        if eight_bits or not 0 <= low <= high <= top:  # NaN too
             raise ValueError(f"grey levels {low:g} to {high:g}, of an unknown scale")
         return Image.fromarray((values / top * 255.0).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:

@@ -86,8 +86,13 @@ def _channels(images: np.ndarray) -> np.ndarray:
     return np.moveaxis(values, 3, 1)
 
 
+def gaussian_window(sigma: float) -> int:
+    """Width in px of the window of SSIM with `sigma` px."""
+    return 2 * int(_TRUNCATE * sigma + 0.5) + 1
+
+
 def _gaussian(sigma: float) -> np.ndarray:
-    radius = int(_TRUNCATE * sigma + 0.5)
+    radius = gaussian_window(sigma) // 2
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     return np.asarray(weights / weights.sum())
 

@@ -21,6 +21,7 @@ def reduced(
 
     Vectors are kept whole. The rest goes to the singular triplets, of all matrices together, that
     explain most of the squared difference for their bytes.
+    Raises ValueError where the vectors alone are more.
     """
     parts, triplets = {}, []
     factors: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
@@ -34,6 +35,8 @@ def reduced(
         cost = BYTES * (len(u) + v.shape[1])
         triplets += [(float(value) ** 2 / cost, cost, name) for value in s]
     left = limit - BYTES * sum(part.numel() for part in parts.values())
+    if left < 0:
+        raise ValueError(f"the vectors alone take {limit - left:,} bytes, more than {limit:,}")
     ranks = dict.fromkeys(factors, 0)
     for worth, cost, name in sorted(triplets, reverse=True):
         if worth == 0 or cost > left:

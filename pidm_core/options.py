@@ -129,7 +129,8 @@ def _scalar(value: Any, kind: Any, where: str) -> Any:
     elif kind in (int, float) and not isinstance(value, bool):
         try:
             number = kind(value)
-            if math.isfinite(number) and (kind is float or float(value) == number):
+            whole = kind is float or not isinstance(value, float) or value == number
+            if math.isfinite(number) and whole:
                 return number
         except (TypeError, ValueError, OverflowError):
             pass

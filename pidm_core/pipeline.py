@@ -17,6 +17,7 @@ from pidm_core.config import DiffusionConfig, SampleConfig
 from pidm_core.diffusion import Diffusion, Step, sample_images, unstyled
 from pidm_core.files import UserError, load_image, resized, to_pixels
 from pidm_core.hardware import Placement, names_memory, place, to_uint8
+from pidm_core.keypoints import JOINTS
 from pidm_core.model import PIDM, POSE_CHANNELS
 from pidm_core.options import from_dict, to_dict
 from pidm_core.pose import pose_map
@@ -66,9 +67,11 @@ class PIDMPipeline:
     def with_settings(self, **changes: Any) -> PIDMPipeline:
         """The same pipeline with other sampling settings (fields of SampleConfig).
 
-        Raises UserError for an unknown name and for a value that is none of the field's.
+        Raises UserError for an unknown name, for a value that is none of the field's and for steps
+        that the noise levels do not give.
         """
         settings = from_dict(SampleConfig, changes, "settings: ", self.settings)
+        self.diffusion.timesteps(settings.steps, settings.spacing)
         other = object.__new__(PIDMPipeline)
         other.__dict__ = {**self.__dict__, "settings": settings}
         return other
@@ -97,7 +100,7 @@ class PIDMPipeline:
         seeds: B numbers (default 0, 1, …); settings: steps, w_p, w_s, guidance, sampler, …
         One source or one pose is used for all the others and all seeds. None instead of sources
         or keypoints leaves that to chance: one model draws from pose, style, both or neither.
-        Raises UserError for counts that do not match.
+        Raises UserError for counts that do not match and for poses of another shape.
         """
         pipe = self.with_settings(**settings) if settings else self
         images = None if sources is None else self._arrays(sources)
@@ -117,8 +120,12 @@ class PIDMPipeline:
         The joint with whatever plans the images.
         Runs in batches of settings.batch_size, the last one padded, and draws the noise of each
         image from its own seed: an image does not depend on its neighbours.
-        Raises UserError for counts that do not match.
+        Raises UserError for counts that do not match, and for other sizes and shapes.
         """
+        if sources.shape[1:] != (*self.size, 3):
+            height, width = self.size
+            raise UserError(f"sources are {sources.shape}, not (B, {height}, {width}, 3)")
+        keypoints = _poses(keypoints)
         if not len(sources) == len(keypoints) == len(seeds):
             raise UserError(
                 f"{len(sources)} sources, {len(keypoints)} poses, {len(seeds)} seeds do not match"
@@ -243,7 +250,7 @@ class PIDMPipeline:
             padding = [start + i % len(rows) for i in range(size - len(rows))]
             with names_memory(f"draw fewer than {size} images at once (--batch-size)"):
                 parts.append(batch(rows + padding)[: len(rows)])
-        return np.concatenate(parts)
+        return np.concatenate(parts) if parts else np.empty((0, *self.size, 3), dtype=np.uint8)
 
     def _denoise(
         self,
@@ -315,7 +322,13 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def _poses(keypoints: np.ndarray) -> np.ndarray:
-    return np.asarray(keypoints, dtype=np.float32).reshape(-1, 18, 2)
+    """(B, 18, 2) of one pose or several; UserError for another shape, such as with confidences."""
+    poses = np.asarray(keypoints, dtype=np.float32)
+    if poses.ndim not in (2, 3) or poses.shape[-2:] != (len(JOINTS), 2):
+        raise UserError(
+            f"poses are {poses.shape}, not (B, {len(JOINTS)}, 2): x and y of the joints"
+        )
+    return poses.reshape(-1, len(JOINTS), 2)
 
 
 def _repeated(values: np.ndarray | None, count: int) -> np.ndarray | None:

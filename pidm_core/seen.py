@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from pidm_core.config import ASSETS, PIDMConfig
+from pidm_core.config import ASSETS, PIDMConfig, bundled_folder
 from pidm_core.data import Record
 from pidm_core.files import BAD_DATA, UserError, read_json, sha256, write_json
 from pidm_core.options import from_dict
@@ -37,7 +37,9 @@ def content_key(path: Path) -> str:
 
 def read_seen(model: str | Path) -> list[Seen] | None:
     """What a run folder, model folder or bundled model has seen; None if that is not known."""
-    for folder in (ASSETS / str(model), Path(model), Path(model).parent):
+    for folder in (bundled_folder(model), Path(model), Path(model).parent):
+        if folder is None:
+            continue
         if (folder / FILE).is_file():
             return _read(folder / FILE)
         if base := _base(folder / "config.json"):

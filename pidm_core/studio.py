@@ -256,7 +256,10 @@ class Server(ThreadingHTTPServer):
     def __init__(self, studio: Studio, port: int) -> None:
         super().__init__((HOST, port), _Handler)
         self.studio = studio
-        self.names = [f"{name}:{self.server_port}" for name in (HOST, "localhost")]
+        port = self.server_port
+        self.names = [f"{name}:{port}" for name in (HOST, "localhost")]
+        if port == 80:  # which browsers leave out
+            self.names += [HOST, "localhost"]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -275,11 +278,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, method: Callable[[Studio], None]) -> None:
         names = self.server.names
-        origin = self.headers.get("Origin")
+        host, origin = (self.headers.get(name) for name in ("Host", "Origin"))
         try:
-            if self.headers.get("Host") not in names:
+            if (host or "").lower() not in names:
                 self._json(421, {"error": "this page answers on 127.0.0.1 alone"})
-            elif origin is not None and origin.removeprefix("http://") not in names:
+            elif origin is not None and origin.lower().removeprefix("http://") not in names:
                 self._json(403, {"error": "another site asked"})
             else:
                 method(self.server.studio)
@@ -289,7 +292,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _get(self, studio: Studio) -> None:
-        url = urlsplit(self.path)
+        try:
+            url = urlsplit(self.path)
+        except ValueError as error:
+            raise UserError(f"{self.path}: no address", BAD_DATA) from error
         if url.path == "/":
             self._send(200, "text/html; charset=utf-8", _PAGE.read_bytes())
         elif url.path == "/about":

@@ -12,7 +12,7 @@ import math
 import platform
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -85,6 +85,11 @@ class Progress:
     stopping: int  # exit code if a signal asked to stop and the checkpoint is written, else 0
 
 
+def check(config: PIDMConfig) -> None:
+    """Raise UserError for settings that only a picture drawn hours later would refuse."""
+    Diffusion(config.diffusion).timesteps(config.sample.steps, config.sample.spacing)
+
+
 def load_pairs(config: PIDMConfig) -> Pairs:
     """The training pairs a configuration names."""
     return _divided_pairs(config)[0]
@@ -104,11 +109,17 @@ def _divided_pairs(config: PIDMConfig) -> tuple[Pairs, Pairs | None]:
 
 
 def train(
-    config: PIDMConfig, run: Path, *, loss: Loss | None = None, about: str = ""
+    config: PIDMConfig,
+    run: Path,
+    *,
+    loss: Loss | None = None,
+    about: str = "",
+    notes: Mapping[str, Any] | None = None,
 ) -> Iterator[Progress]:
     """Train `config` in the run folder, from its newest checkpoint on, and yield every step.
 
-    loss: what is minimised (default: Eq. 4); about: more lines for the model card.
+    loss: what is minimised (default: Eq. 4); about: more lines for the model card; notes: JSON
+    files to be written beside config.yaml.
 
     Writes config.yaml, env.json, seen.json, metrics.jsonl, samples/, checkpoints/ and model/ (with
     train.withhold the best saved one, judged in withheld.json; else the last).
@@ -116,20 +127,31 @@ def train(
     another configuration or in which another process trains, for train.bad_steps steps in a row
     whose loss is not finite (BAD_DATA), and where memory does not suffice (ENVIRONMENT).
     """
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
+    accelerator.gradient_accumulation_steps = 1  # whatever `accelerate config` left: ours decides
+    if (run / "config.json").is_file():
+        raise UserError(f"{run}: a model without its run, which cannot go on; give another --out")
     with ExitStack() as held, names_memory(MEMORY):
         _on_the_first(accelerator, lambda: held.enter_context(_alone(run)))
-        yield from _train(config, run, accelerator, loss or HybridLoss, about)
+        yield from _train(config, run, accelerator, loss or HybridLoss, about, notes or {})
 
 
 def _train(
-    config: PIDMConfig, run: Path, accelerator: Accelerator, make_loss: Loss, about: str
+    config: PIDMConfig,
+    run: Path,
+    accelerator: Accelerator,
+    make_loss: Loss,
+    about: str,
+    notes: Mapping[str, Any],
 ) -> Iterator[Progress]:
+    check(config)
     placement = place(config.train.precision, accelerator.device)
     state = State(config, placement, about=about)
     pairs, withheld = _divided_pairs(config)
     images = pairs.records + (withheld.records if withheld else [])
-    _on_the_first(accelerator, lambda: _open_run(config, run, placement, accelerator, images))
+    _on_the_first(
+        accelerator, lambda: _open_run(config, run, placement, accelerator, images, notes)
+    )
     world, rank = accelerator.num_processes, accelerator.process_index
     start = state.resume(run, world)
     _same_start(accelerator, run, start)
@@ -237,16 +259,22 @@ class _Judge:
     def __init__(self, run: Path, start: int, state: State, pairs: Pairs) -> None:
         self.path, self.state, self.pairs = run / "withheld.json", state, pairs
         known = read_json(self.path) if self.path.is_file() else {}
-        self.losses = {int(step): loss for step, loss in known.items() if int(step) <= start}
+        self.losses = {
+            int(step): math.inf if loss is None else loss
+            for step, loss in known.items()
+            if int(step) <= start
+        }
 
     def better(self, step: int, accelerator: Accelerator) -> bool:
         """Judge the averaged weights of this step: are they the best so far?"""
-        loss = [self.loss()]
+        found = self.loss()
+        loss = [found if math.isfinite(found) else math.inf]
         broadcast_object_list(loss)  # of several processes the first decides
         best = min(self.losses.values(), default=math.inf)
         self.losses[step] = loss[0]
         if accelerator.is_main_process:
-            write_json(self.path, self.losses)
+            finite = {step: x if x < math.inf else None for step, x in self.losses.items()}
+            write_json(self.path, finite)
         return loss[0] < best
 
     def exhausted(self) -> bool:
@@ -378,10 +406,9 @@ def _open_run(
     placement: Placement,
     accelerator: Accelerator,
     images: Sequence[Record],
+    notes: Mapping[str, Any],
 ) -> None:
-    """Write config.yaml, env.json and seen.json, or refuse a folder of another configuration."""
-    if (run / "config.json").is_file():
-        raise UserError(f"{run}: a model without its run, which cannot go on; give another --out")
+    """Write config.yaml, env.json, seen.json and notes, or refuse a folder of other settings."""
     path = run / "config.yaml"
     if path.is_file():
         old, new = (_flat(to_dict(c)) for c in (load_config(PIDMConfig, path), config))
@@ -400,6 +427,8 @@ def _open_run(
                 f"{run}: holds a run with other settings ({'; '.join(differences[:5])}); "
                 "give another --out, or the old settings"
             )
+    for name, value in notes.items():
+        write_json(run / name, value)
     save_config(config, path)
     environment = {
         "version": __version__,

@@ -150,7 +150,8 @@ class ReidTable:
     """Further rows, NAME=FOLDER: images that another generator made."""
     variants: dict[str, str] = field(default_factory=dict)
     """Further rows, each PIDM-strict with one setting of this table changed, as
-    NAME=policy.half_real=true; with another `run` each is PIDM-paper."""
+    NAME=policy.half_real=true; with another `run` each is PIDM-paper, with another `selection`
+    setting PIDM-strict-selection."""
     ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
     """Shares of the real training images kept."""
     seeds: tuple[int, ...] = (0,)

@@ -8,6 +8,7 @@ changes. Every torchreid sampler, engine, `sum()` of data sets and `combineall` 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +23,7 @@ from pidm_reid.folder import PERSON, person, read_augmented
 Item = tuple[str, int, int, int]
 """Path, label (0 ... people-1), camera (from 0), data set (0 real, 1 synthetic)."""
 
+log = logging.getLogger(__name__)
 REAL, SYNTHETIC = 0, 1
 _ORIENTATION = 0x0112  # EXIF's tag
 
@@ -120,6 +122,8 @@ class PIDMAugmentedDataset:
 
     def _augment(self) -> None:
         augmented = read_augmented(self.folder)
+        if augmented.missing:
+            log.warning("%s: %d images are not generated yet", self.folder, augmented.missing)
         tested = {item[0] for item in (*self.query, *self.gallery)}
         here = {os.path.basename(item[0]): item for item in self.train if item[0] not in tested}
         if missing := [name for name in augmented.real if name not in here]:

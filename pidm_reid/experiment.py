@@ -79,13 +79,14 @@ def draw_sheet(table: ReidTable) -> Path | None:
     if not generated.is_dir():  # of a table that was copied here
         return None
     truth = bench.folder(replace(cell, row="oracle")) / folder.BASE / folder.TRAIN
+    same = (bench.table.plan, bench.table.per_image) == (table.plan, table.per_image)  # plan
     path = Path(table.results) / table.name / "sheet.png"
     write_sheet(
         path,
         bench.work(cell).recipes,
         generated=generated,
         keypoints=read_keypoints(bench.keypoints),
-        truth=truth if "oracle" in table.rows and truth.is_dir() else None,
+        truth=truth if same and "oracle" in table.rows and truth.is_dir() else None,
     )
     return path
 

@@ -28,6 +28,7 @@ from typing import IO, Any
 from pidm_core import (
     BAD_DATA,
     ENVIRONMENT,
+    IMAGE_SUFFIXES,
     Record,
     UserError,
     find_keypoints,
@@ -47,7 +48,7 @@ SELECTION, AMONG_REAL = "selection.jsonl", "selection_real.json"
 COST = "cost.jsonl"
 FORMAT = 1
 CHECK = "check"  # of a line or a file: the checksum of the rest
-PERSON = re.compile(r"([-\d]+)_c(\d+)")
+PERSON = re.compile(r"([-\d]+)_c(\d+)")  # as torchreid searches for it
 
 
 # ---------------------------------------------------------------- reading
@@ -61,6 +62,8 @@ class Augmented:
     split: dict[str, Any]
     real: tuple[str, ...]  # names of D_tr, sorted
     synthetic: tuple[str, ...]  # names of the finished images that no selection drops, sorted
+
+    missing: int  # planned images that are not generated yet
 
     @property
     def train_folder(self) -> Path:
@@ -93,7 +96,9 @@ def read_augmented(root: str | Path, *, verify: bool = True) -> Augmented:
     choices = read_lines(root / SELECTION)
     dropped = {name for name, choice in choices.items() if not choice.get("kept")}
     synthetic = tuple(name for name in sorted(ledger) if name not in dropped)
-    return Augmented(root, split, tuple(sorted(split["real"])), synthetic)
+    planned = 0 if "selection" in split else int(split.get("recipes", 0))
+    missing = max(0, planned - len(ledger))
+    return Augmented(root, split, tuple(sorted(split["real"])), synthetic, missing)
 
 
 def _check_split(split: Mapping[str, Any], where: str) -> None:
@@ -127,9 +132,14 @@ def read_lines(path: Path) -> dict[str, dict[str, Any]]:
 def person(name: str) -> tuple[int, int]:
     """Identity and camera (from 1) in an image's name; UserError (BAD_DATA) if there are none."""
     match = PERSON.search(name)
-    if not match:
+    if not match or "-" in match[1][1:] or match[1] == "-":
         raise UserError(f"{name}: no person and camera (as in 0002_c1…) in its name", BAD_DATA)
     return int(match[1]), int(match[2])
+
+
+def spellings(pose: str) -> list[str]:
+    """What the image of a pose may be called: an imported one names it without the ending."""
+    return [pose, *(f"{pose}{end}" for end in IMAGE_SUFFIXES)]
 
 
 def read_people(
@@ -272,16 +282,17 @@ def start_folder(out: Path, split: Mapping[str, Any]) -> None:
     for path in (out / BASE, out / BASE / TRAIN):
         if path.is_symlink():
             raise UserError(f"{path}: is a link, and images would be written wherever it leads")
-    if (out / SPLIT).is_file():
-        if changes := differences(_read_checked(out / SPLIT), dict(split)):
-            raise UserError(
-                f"{out}: was made with another configuration ({'; '.join(changes[:8])}); "
-                "make another folder, or remove this one"
-            )
-    elif out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
-        raise UserError(f"{out}: is not empty and not an augmented folder; give another --out")
-    else:
-        write_json(out / SPLIT, {**split, CHECK: _check_of(split)})
+    if not (out / SPLIT).is_file():
+        if not out.exists() or all(path.name.startswith(".") for path in out.iterdir()):
+            write_json(out / SPLIT, {**split, CHECK: _check_of(split)})
+            return
+        if not (out / SPLIT).is_file():  # which another shard may have written just now
+            raise UserError(f"{out}: is not empty and not an augmented folder; give another --out")
+    if changes := differences(_read_checked(out / SPLIT), dict(split)):
+        raise UserError(
+            f"{out}: was made with another configuration ({'; '.join(changes[:8])}); "
+            "make another folder, or remove this one"
+        )
 
 
 def read_split(root: Path) -> dict[str, Any]:
@@ -378,7 +389,9 @@ def _link_spellings(out: Path) -> None:
 
 
 def place(original: Path, target: Path, *, copy: bool) -> None:
-    """Link or copy a file or folder to `target`, unless it is there."""
+    """Link or copy a file or folder to `target`, unless it is there; a copy replaces a link."""
+    if copy and target.is_symlink():
+        target.unlink()
     if os.path.lexists(target) and not (copy and original.is_dir()):
         return
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -253,7 +253,7 @@ def _photo(contents: _Contents, name: str) -> str:
 def _asked(contents: _Contents, name: str) -> str:
     """The pose asked for; an imported image names it without the ending."""
     pose = str(contents.recipes.get(name, {}).get("pose", ""))
-    return pose if pose in contents.keypoints else f"{pose}.jpg"
+    return next((n for n in folder.spellings(pose) if n in contents.keypoints), pose)
 
 
 def _pose(contents: _Contents, pose: str, source: str) -> str:

@@ -10,7 +10,6 @@ import numpy as np
 
 from pidm_core import (
     BAD_DATA,
-    IMAGE_SUFFIXES,
     Record,
     UserError,
     content_key,
@@ -22,6 +21,7 @@ from pidm_core import (
     without_seed,
     write_bytes,
 )
+from pidm_core.data import list_names
 from pidm_reid import folder, lease, plan
 from pidm_reid.plan import Recipe
 from pidm_reid.synthesize import Generator, Work, ledger_entry, start
@@ -52,17 +52,15 @@ def import_images(
             "be trained on them",
             BAD_DATA,
         )
-    files = sorted(
-        path
-        for path in images.glob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-    )
+    names, strange = list_names(images)
+    files = [images / name for name in names]
     if not files:
         raise UserError(f"{images}: no images (.jpg or .png) in it", BAD_DATA)
     renderer = f"imported:{plan.fingerprint({path.name: sha256(path) for path in files})}"
     foreign = Generator(_no_render, renderer, {}, mark=mark)
     split = {**work.split, "recipes": 0, "plan": ""}
     work = dataclasses.replace(work, recipes=work.recipes[:0], split=split)
+    yield from strange
     with lease.hold(out):
         start(work, foreign, out, copy=copy)
         yield from _take_over(files, work, foreign, out, real=real)

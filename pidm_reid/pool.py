@@ -123,7 +123,8 @@ class Pool:
         self._seen: set[str] = set()
         self._paint: Callable[[int], Painted] | None = None
         self._background: _Background | None = None
-        if home.is_dir() and any(home.iterdir()) and not (home / LEDGER).is_file():
+        visible = home.is_dir() and any(not path.name.startswith(".") for path in home.iterdir())
+        if visible and not (home / LEDGER).is_file():
             raise UserError(f"{home}: holds something else than a pool; give another pool=DIR")
         home.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(home)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pidm_core import read_json, write_bytes
+from pidm_core import BAD_DATA, UserError, read_json, write_bytes
 from pidm_reid import page
 from pidm_reid.page import Series, escape, paragraph
 from pidm_reid.table import (
@@ -65,10 +65,17 @@ def publish(table: Path, home: Path, *, published: bool | None = None) -> Path:
     """Copy a table and its cells to home/NAME, with a plot if it has several ratios.
 
     That folder, which is returned, can itself be shown, and be copied back to be gone on with.
-    Raises UserError (BAD_DATA) without a result.json.
+    Raises UserError (BAD_DATA) without a result.json, and for a folder there with further cells.
     """
     lines = write_table(table, published=published)
     out = home / table.resolve().name
+    cells = [path.relative_to(out) for path in out.glob("*/result.json")]
+    if further := [cell.parent for cell in cells if not (table / cell).is_file()]:
+        raise UserError(
+            f"{out}: has {len(further)} cells, such as {min(further)}, that are not in {table}; "
+            "copy them there first, or remove them",
+            BAD_DATA,
+        )
     for name in TABLE_FILES:
         write_bytes(out / name, (table / name).read_bytes())
     for path in table.glob("*/result.json"):  # a line each: read by programs, seldom by people

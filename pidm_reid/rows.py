@@ -60,14 +60,17 @@ def rows(table: ReidTable) -> dict[str, Row]:
         if name in found or name in ROWS or not name.replace("-", "").isalnum():
             raise UserError(f"variants: '{name}' is no name of its own, such as PIDM-strict-half")
         changed(table, change)
-        of = "PIDM-paper" if change.startswith("run=") else "PIDM-strict"
-        found[name] = replace(ROWS[of], change=change)
+        of = {"run": "PIDM-paper", "selection": "PIDM-strict-selection"}
+        section = change.partition("=")[0].partition(".")[0]
+        found[name] = replace(ROWS[of.get(section, "PIDM-strict")], change=change)
     return found
 
 
 def changed(table: ReidTable, change: str) -> ReidTable:
     """The table with one setting changed, `section.key=value`; UserError for an unknown one."""
     path, sign, value = change.partition("=")
+    if path == "policy.start":
+        raise UserError("variants: policy.start holds for all rows of a table; make another table")
     *sections, key = path.split(".")
     tree = to_dict(table)
     place: Any = tree

@@ -67,8 +67,8 @@ def choose(
             seed=seed,
             label=f"judge {number + 1} of 2",
         )
-        # an imported image names its pose without the ending
-        poses = [joints.get(r.pose, joints.get(f"{r.pose}.jpg", NOBODY)) for r in made]
+        named = (next((n for n in folder.spellings(r.pose) if n in joints), "") for r in made)
+        poses = [joints.get(name, NOBODY) for name in named]
         chosen, similarities = selection.select(
             [recipe.file_name for recipe in made],
             features=features[len(known) :],
@@ -83,6 +83,12 @@ def choose(
         choices += chosen
         among_real |= similarities
     return sorted(choices, key=lambda choice: choice.file_name), among_real
+
+
+def check_judges(real: Sequence[Record], student: NetworkConfig, *, seed: int) -> None:
+    """UserError where half of the people have fewer images than a batch of their judge."""
+    for half in selection.folds([record.pid for record in real], seed=seed):
+        finetune.check_batch(sum(record.pid in half for record in real), student)
 
 
 def asked_of(student: NetworkConfig, config: SelectionConfig) -> dict[str, Any]:
@@ -128,6 +134,7 @@ def select_folder(
     real = [Record(images / n, n, *folder.person(n)) for n in augmented.real]
     made_of = fingerprint({name: entry["sha256"] for name, entry in ledger.items()})
     asked = {**asked_of(student, config), "keep": keep, "seed": seed, "images": made_of}
+    check_judges(real, student, seed=seed)
     folder.start_folder(out, {**augmented.split, "selection": asked})
     if not (out / folder.SELECTION).is_file():
         beside = keypoints or find_keypoints(real[0].path.resolve().parent.parent)
@@ -138,7 +145,7 @@ def select_folder(
             recipes,
             images,
             joints=read_keypoints(beside),
-            keep={pid: math.ceil(keep * count) for pid, count in made.items()},
+            keep={pid: math.ceil(round(keep * count, 9)) for pid, count in made.items()},
             student=student,
             config=config,
             seed=seed,

@@ -252,7 +252,7 @@ def draw(
         files = [encode_jpeg(image, generated=generator.mark) for image in images]
         return keep(list(zip(batch, files, strict=True)))
 
-    sizes = _FrameSizes(work.real)
+    sizes = _FrameSizes(work)
     before: Future[T] | None = None
     with ThreadPoolExecutor(1) as second:
         for first in range(0, len(recipes), generator.batch_size):
@@ -376,7 +376,7 @@ def render_batch(
     recipes: Sequence[Recipe], work: Work, generator: Generator, *, sizes: _FrameSizes | None = None
 ) -> np.ndarray:
     """Images uint8 (len(recipes), H, W, 3), computed in a batch of the generator's fixed size."""
-    sizes = sizes or _FrameSizes(work.real)
+    sizes = sizes or _FrameSizes(work)
     padded = [*recipes] + [recipes[-1]] * (generator.batch_size - len(recipes))
     sources = [_source(sizes.paths[recipe.source], generator.size) for recipe in padded]
     if len({source.shape for source in sources}) > 1:
@@ -394,16 +394,20 @@ def render_batch(
 
 
 class _FrameSizes:
-    """(H, W) in pixels of the frame that a pose's joints refer to: its image's own."""
+    """(H, W) in pixels of the frame that a pose's joints refer to: its image's own.
 
-    def __init__(self, real: Sequence[Record]) -> None:
-        self.paths = {record.name: record.path for record in real}
-        self.default = load_image(real[0].path).shape[:2]
+    External poses are in the frame of the sources, whatever their images are called.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self.paths = {record.name: record.path for record in work.real}
+        self.default = load_image(work.real[0].path).shape[:2]
+        self.external = work.poses.external
         self.known: dict[str, tuple[int, int]] = {}
 
     def of(self, name: str) -> tuple[int, int]:
         if name not in self.known:
-            path = self.paths.get(name)  # an external pose: in the frame of the sources
+            path = None if self.external else self.paths.get(name)
             self.known[name] = load_image(path).shape[:2] if path else self.default
         return self.known[name]
 
@@ -429,7 +433,7 @@ def _marked(generator: Generator) -> dict[str, bool]:
 
 
 def _refuse_same_folder(work: Work, out: Path) -> None:
-    home = work.real[0].path.resolve().parent.parent
+    home = work.real[0].path.parent.parent.resolve()  # the images may be links to elsewhere
     if out.resolve() in (home, home.parent) or home in out.resolve().parents:
         raise UserError(f"{out}: is the data set itself; give another --out")
 

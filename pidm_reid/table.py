@@ -12,7 +12,7 @@ import csv
 import io
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ PUBLISHED_NOTE = (
     "PCDMs and IMAGPose of their own papers. No gain is computed from it."
 )
 HOURS = ("generator", "synthesis", "training")
+OF_A_ROW = ("erasing", "half_real", "real_last")  # of a fine-tuning; all else is alike in a table
 
 
 @dataclass(frozen=True)
@@ -218,24 +219,32 @@ def _line(
 def _refuse_mixed(
     what: str, cells: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]
 ) -> None:
-    """UserError for cells of one row that were trained differently, or longer than their like."""
+    """UserError for cells of one row that were made differently, or otherwise than their like."""
 
-    def of(cell: Mapping[str, Any], name: str) -> Any:
-        return cell.get("configuration", {}).get(name)
+    def facts(cell: Mapping[str, Any], without: Collection[str] = ()) -> dict[str, Any]:
+        known = cell.get("configuration", {})
+        found = {"student": known.get("student")}
+        stage = known.get("finetune") or {}
+        stage = {"start": "standard", **stage} if stage else {}
+        found |= {f"finetune.{k}": value for k, value in stage.items() if k not in without}
+        data = known.get("data", {})
+        return found | {f"{s} images": data[s] for s in ("train", "test") if s in data}
 
-    trained = [(of(cell, "student"), of(cell, "finetune")) for cell in cells]
-    others = [(of(cell, "student"), of(cell, "finetune")) for cell in reference]
-    student, stage = trained[0]
-    if any(one != trained[0] for one in trained) or any(one != student for one, _ in others):
-        raise UserError(
-            f"{what}: its cells were trained differently; give the table a new --name", BAD_DATA
-        )
-    if stage and any(other and other["steps"] != stage["steps"] for _, other in others):
-        raise UserError(
-            f"{what}: was fine-tuned for another number of steps than what it is compared with; "
-            "give the table a new --name",
-            BAD_DATA,
-        )
+    for verdict, groups in (
+        ("its cells were trained differently", [facts(cell) for cell in cells]),
+        (
+            "was made otherwise than what it is compared with",
+            [facts(cell, OF_A_ROW) for cell in (*cells[:1], *reference)],
+        ),
+    ):
+        first = groups[0]
+        for other in groups[1:]:
+            if changed := [k for k in first.keys() & other.keys() if first[k] != other[k]]:
+                raise UserError(
+                    f"{what}: {verdict} ({', '.join(sorted(changed))}); give the table a new "
+                    "--name",
+                    BAD_DATA,
+                )
 
 
 def _joined(cells: Sequence[Mapping[str, Any]], key: str) -> str:

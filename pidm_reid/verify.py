@@ -39,8 +39,8 @@ def _lists(
     path = root / folder.PLAN
     if not path.is_file():
         yield f"{path}: removed"
-    elif split.get("plan") and "selection" not in split:  # an import has no plan
-        if sha256(path) != split["plan"]:
+    elif split.get("plan"):  # an import has none
+        if "selection" not in split and sha256(path) != split["plan"]:  # which keeps a part of it
             yield f"{path}: altered since it was made"
         if waiting := [name for name in recipes if name not in ledger]:
             yield f"{root}: {len(waiting)} planned images are not there, such as {waiting[0]}"

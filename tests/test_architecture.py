@@ -36,7 +36,7 @@ ARROWS = {
         "estimator": "data hardware keypoints pose weight_files",
         "checkpoint": "folders low_rank model weight_files", "low_rank": "",
         "official": "model checkpoint weight_files",
-        "pipeline": "model diffusion pose checkpoint hardware",
+        "pipeline": "model diffusion keypoints pose checkpoint hardware",
         "seen": "data",
         "state": "checkpoint hardware model seen",
         "train":

@@ -75,6 +75,9 @@ def test_a_name_goes_on_with_settings() -> None:
                                guidance=own.guidance, interval=own.interval) == own  # fmt: skip
     with pytest.raises(UserError, match=r"'0' in 'toy_market:0' is no number of steps, sampler"):
         load("toy_market:0")
+    for text in ("0.3.1-1", ".-1", "0.3-"):
+        with pytest.raises(UserError, match="is no number of steps"):
+            load(f"toy_market:{text}")
 
 
 def test_a_model_is_as_good_within_five_percent_or_the_spread_over_seeds() -> None:

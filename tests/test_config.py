@@ -75,6 +75,7 @@ def yaml(tmp_path: Path, text: str) -> Path:
         ("sizes: 3,4", (3, 4)),
         ("seed: null", None),
         ("seed: 5", 5),
+        (f"seed: {2**53 + 1}", 2**53 + 1),
         ("kind: ddpm", "ddpm"),
         ("part: {warmup: false}", Section(warmup=False)),
         ("part:\n  learning_rate: 2e-5\n", Section(learning_rate=2e-5)),

@@ -19,6 +19,7 @@ from pidm_core import (
     BAD_DATA,
     UserError,
     encode_jpeg,
+    encode_png,
     estimator,
     load_image,
     read_keypoints,
@@ -28,7 +29,7 @@ from pidm_core import (
 )
 from pidm_core.config import ModelConfig, PIDMConfig
 from pidm_core.data import Pairs
-from pidm_core.datasets import pose_images, read_people
+from pidm_core.datasets import open_image, open_joints, pose_images, read_people
 from pidm_core.pair_lists import fashion_key, name_records, patn_pairs, read_pairs
 from pidm_core.train import load_pairs
 from tools import make_pairs
@@ -177,6 +178,21 @@ def test_deepfashion_in_every_layout(
     pairs = load_pairs(PIDMConfig(data=str(tmp_path), model=ModelConfig(size=CUT)))
     assert sorted(arrivals(pairs)) == LISTED
     assert "3 train pairs instead of the published 101,966" in caplog.text
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_image_is_opened_as_its_data_set_shows_it(
+    layout: Callable[[Path], None], tmp_path: Path
+) -> None:
+    layout(tmp_path)
+    people = read_people(tmp_path)
+    for index, record in enumerate(people.records):
+        image, joints = people.open(index)
+        assert np.array_equal(open_image(record.path), image)
+        assert np.array_equal(open_joints(record.path), joints, equal_nan=True)
+    mask = tmp_path / "mask.png"
+    write_bytes(mask, encode_png(load_image(people.records[0].path)))
+    assert np.array_equal(open_image(mask, like=people.records[0].path), people.open(0)[0])
 
 
 @pytest.mark.parametrize("name", ["fasion-annotation-train", "fashion-resize-annotation-train"])

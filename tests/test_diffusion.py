@@ -198,6 +198,17 @@ def test_the_mean_inside_the_bound_is_detached(diffusion: Diffusion) -> None:
     assert out.grad[:, 3:].abs().sum() > 0
 
 
+def test_the_bound_weighs_a_thousandth_of_the_number_of_levels() -> None:
+    torch.manual_seed(0)
+    out, y_0, eps = torch.randn(2, 6, 4, 4), torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    for T in (100, 1000, 4000):
+        diffusion = Diffusion(DiffusionConfig(T=T))
+        t = torch.tensor([T // 2, T - 1])
+        y_t = diffusion.q_sample(y_0, t, eps)
+        losses = diffusion.losses(out, y_0, y_t, t, eps)
+        torch.testing.assert_close(losses.vlb, T / 1000 * diffusion.vlb(out, y_0, y_t, t))
+
+
 def test_an_image_prediction_turns_into_the_noise_it_means() -> None:
     diffusion = Diffusion(DiffusionConfig(prediction="y_0"))
     torch.manual_seed(0)

@@ -23,6 +23,7 @@ from pidm_core.distill import StudentLoss, distill, grid, image_between, prepare
 from pidm_core.model import PIDM
 from pidm_core.seen import read_seen
 from pidm_core.train import Progress
+from pidm_core.verify import verify
 from tools.distill import main
 
 TRAIN = TrainConfig(
@@ -239,6 +240,26 @@ def test_the_folder_of_another_teacher_or_training_is_refused(
     with pytest.raises(UserError, match="teacher was None, is "):
         next(distill(prepare(config), tmp_path / "plain"))
     assert not (tmp_path / "plain" / "student.json").exists()
+    with pytest.raises(UserError, match="teacher_steps was 1, is 2"):
+        next(distill(prepare(dataclasses.replace(config, teacher_steps=2)), tmp_path / "student"))
+
+
+def test_a_refused_folder_stays_as_it_was(config: DistillConfig, tmp_path: Path) -> None:
+    model = tmp_path / "teacher" / "model"
+    with pytest.raises(UserError, match="a model without its run"):
+        next(distill(prepare(config), model))
+    assert verify(model) == []
+    away = dataclasses.replace(config, data=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="no such folder"):
+        next(distill(prepare(away), tmp_path / "student"))
+    next(distill(prepare(dataclasses.replace(config, teacher_steps=2)), tmp_path / "student"))
+
+
+def test_steps_that_the_noise_levels_do_not_give_are_refused_before_a_folder_is_made(
+    config: DistillConfig,
+) -> None:
+    with pytest.raises(UserError, match="1200 steps are not between"):
+        prepare(dataclasses.replace(config, steps=600, teacher_steps=2))
 
 
 def test_settings_without_a_meaning_are_refused() -> None:

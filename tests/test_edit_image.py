@@ -138,6 +138,11 @@ def test_the_keypoint_file_beside_the_images_is_found(
     assert np.array_equal(*strips)
 
 
+def test_a_picture_is_called_what_it_is(model: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.jpg is no \.png"):
+        main(["draw", "--run", model, "--out", str(tmp_path / "a.jpg")])
+
+
 def test_a_misspelt_mask_is_named(model: str, people: tuple[str, str, str]) -> None:
     a, b, _ = people
     with pytest.raises(UserError, match="mask 'uper' is neither upper nor lower"):

@@ -291,6 +291,12 @@ def test_unequal_sizes_are_refused_and_small_images_have_no_ssim(folders: Path) 
     report = evaluate(read_pictures("tiny/small", "tiny/targets"), settings(), Colours().judges())
     assert "SSIM" not in values(report)
     assert "SSIM: images of 48x24 px are smaller than its window of 51 px" in report.left_out
+    for folder in ("targets", "small"):
+        names = [f"a_2_{TARGETS[0]}_vis.png", f"{TARGETS[0]}.png"]
+        write(folders / "least" / folder, names, 0, (16, 8))
+    report = evaluate(read_pictures("least/small", "least/targets"), settings(), Colours().judges())
+    assert not {"SSIM", "SSIM_256"} & set(values(report))
+    assert "SSIM: images of 16x8 px are smaller than its window of 9 px" in report.left_out
 
 
 # ---------------------------------------------------------------- the tools

@@ -373,8 +373,23 @@ def test_a_variant_is_the_strict_row_with_one_setting_changed(table: ReidTable) 
     student = Cell("PIDM-student", 0.25, 0)
     assert other.of(student).paper_run == "runs/student"
     assert other.rows["PIDM-student"].source == "paper"
+    loose = Bench(dataclasses.replace(table, variants={"loose": "selection.confused=0.5"}))
+    assert loose.rows["loose"].selected
     assert "27 synthetic" in outlook(dataclasses.replace(table, name="new"))[2]
     assert "9 synthetic" in outlook(dataclasses.replace(table, name="new"))[3]
+
+
+def test_the_true_images_of_a_sheet_are_those_of_its_own_plan(
+    table: ReidTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+    monkeypatch.setattr("pidm_reid.sheet.write_sheet", lambda *_, truth, **__: shown.append(truth))
+    for variants in ({}, {"other": "plan.pose_policy=balanced"}):
+        rows = ("Standard", "oracle", *(() if variants else ("PIDM-strict",)))
+        made = few(table, rows=rows, variants=variants)
+        done(made)
+        draw_sheet(made)
+    assert [truth is not None for truth in shown] == [True, False]
 
 
 def test_a_table_of_a_tools_own_class_has_variants_too(table: ReidTable) -> None:
@@ -390,6 +405,7 @@ def test_a_table_of_a_tools_own_class_has_variants_too(table: ReidTable) -> None
     ("name", "change"),
     [("PIDM-strict", "per_image=1"), ("a b", "per_image=1"), ("a", "per_imag=1"), ("a", "seeds"),
      ("a", "policy.real_last=2"), ("a", "plan.policy.x=2"), ("a", "plan="),
+     ("a", "policy.start=scratch"),
      ("a", "student.standard.steps=3"), ("a", "rerank=true"), ("a", "seeds=[7]")],
 )  # fmt: skip
 def test_wrong_variants_are_refused(table: ReidTable, name: str, change: str) -> None:

@@ -157,6 +157,15 @@ def test_every_mode_becomes_rgb_of_the_same_grey(tmp_path: Path, mode: str) -> N
     assert np.isin(loaded[1:], expected).all()
 
 
+@pytest.mark.parametrize(("top", "kind"), [(255, np.int32), (100, np.float32), (255, np.float32)])
+def test_grey_levels_of_an_unknown_scale_are_refused(
+    tmp_path: Path, top: int, kind: type[np.generic]
+) -> None:
+    ramp = np.linspace(0, top, 24 * 16).reshape(24, 16).astype(kind)
+    with pytest.raises(UserError, match="of an unknown scale"):
+        load_image(saved(tmp_path / "a.tif", Image.fromarray(ramp)))
+
+
 def test_cmyk_gif_progressive_and_a_png_called_jpg(tmp_path: Path) -> None:
     grey = Image.fromarray(GREY)
     frames = [Image.fromarray(np.full((24, 16, 3), v, np.uint8)) for v in (120, 250)]

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 from people import draw_person, make_market
 
-from pidm_core import BAD_DATA, Seen, UserError, content_key, encode_jpeg, write_bytes
+from pidm_core import (
+    BAD_DATA,
+    Seen,
+    UserError,
+    content_key,
+    encode_jpeg,
+    write_bytes,
+    write_json,
+)
 from pidm_reid.leaks import generator_saw, read_contents, refuse_overlap
 
 
@@ -41,6 +49,18 @@ def test_what_a_generator_saw_is_told_by_content(market: Path) -> None:
 def test_a_generator_without_a_record_is_unknown(market: Path, tmp_path: Path) -> None:
     contents = read_contents(market)
     assert generator_saw(str(tmp_path / "run"), contents, real=[]) == "unknown"
+
+
+@pytest.mark.parametrize("name", ["./toy_market", "toy_market/", "{here}/toy_market"])
+def test_a_path_means_the_run_there_and_not_the_bundled_model(
+    market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    query = images(market, "query")
+    seen = [{"data": "market1501", "kind": "real", "images": query}]
+    write_json(tmp_path / "toy_market" / "seen.json", seen)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="images of query and gallery"):
+        generator_saw(name.format(here=tmp_path), read_contents(market), real=[])
 
 
 def test_the_bundled_model_saw_drawn_people_and_nobody_of_a_demo(drawn_people: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import TINY
 
-from pidm_core import BAD_DATA, UserError, checkpoint, low_rank, seen, sha256
+from pidm_core import BAD_DATA, UserError, checkpoint, config, low_rank, seen, sha256
 from pidm_core.checkpoint import ASSETS, bundle, load_model, write_tensors
 from pidm_core.config import PIDMConfig
 from pidm_core.low_rank import reduced, restored
@@ -33,6 +33,13 @@ def test_a_difference_of_low_rank_comes_back() -> None:
     assert all(part.dtype == torch.bfloat16 for part in parts.values())
     for name, value in restored(parts, base).items():
         torch.testing.assert_close(value, weights[name], rtol=2e-2, atol=2e-2)
+
+
+def test_vectors_beyond_the_limit_are_refused() -> None:
+    weights, base = {"a": torch.ones(1_000)}, {"a": torch.zeros(1_000)}
+    assert reduced(weights, base, 2_000)["a"].numel() == 1_000
+    with pytest.raises(ValueError, match="2,000 bytes, more than 1,999"):
+        reduced(weights, base, 1_999)
 
 
 def test_bytes_go_where_they_explain_most() -> None:
@@ -75,17 +82,17 @@ def test_the_bundled_student_is_its_teacher_in_few_bytes() -> None:
 def assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Bundled models of a tiny network: a base, and a run that began with it."""
     home = tmp_path / "assets"
-    for module in (checkpoint, seen):
+    for module in (checkpoint, config, seen):
         monkeypatch.setattr(module, "ASSETS", home)
-    config, model = PIDMConfig(model=TINY), PIDM(TINY)
-    checkpoint.save_model(home / "base", model.state_dict(), config, card="a base\n")
+    settings, model = PIDMConfig(model=TINY), PIDM(TINY)
+    checkpoint.save_model(home / "base", model.state_dict(), settings, card="a base\n")
     shutil.copy(ASSETS / "toy_market/seen.json", home / "base")
     run = tmp_path / "run"
     (run / "model").mkdir(parents=True)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.01 * torch.randn_like(parameter)
-    checkpoint.save_model(run / "model", model.state_dict(), config, card="a student\n")
+    checkpoint.save_model(run / "model", model.state_dict(), settings, card="a student\n")
     checkpoint.write_json(run / "config.yaml", {"model": {**vars(TINY)}})
     bundle(run, home / "difference", base="base", limit=10**9)
     return home

@@ -116,6 +116,29 @@ def test_what_is_no_image_or_of_another_count_is_refused(pipe: PIDMPipeline) -> 
         pipe.render(sources, keypoints[:1], [0, 1])
 
 
+@pytest.mark.parametrize("shape", [(2, 18, 3), (2, 18), (18, 3), (17, 2), (1, 2, 18, 2), (36,)])
+def test_poses_of_another_shape_are_refused(pipe: PIDMPipeline, shape: tuple[int, ...]) -> None:
+    sources, _ = people(2)
+    for draw in (pipe, pipe.render):
+        with pytest.raises(UserError, match=r"not \(B, 18, 2\)"):
+            draw(sources, np.zeros(shape), seeds=[0, 1])
+
+
+def test_rendered_sources_have_the_models_size_and_of_none_nothing_is_drawn(
+    pipe: PIDMPipeline,
+) -> None:
+    sources, keypoints = people(2)
+    with pytest.raises(UserError, match=r"not \(B, 32, 16, 3\)"):
+        pipe.render(sources[:, 1:], keypoints, [0, 1])
+    assert pipe.render(sources[:0], keypoints[:0], []).shape == (0, 32, 16, 3)
+
+
+def test_steps_that_the_noise_levels_do_not_give_are_refused_at_once(pipe: PIDMPipeline) -> None:
+    for steps in (1_001, 30_000_000):
+        with pytest.raises(UserError, match="not between 1 and the 1000"):
+            pipe.with_settings(steps=steps)
+
+
 # ---------------------------------------------------------------- appearance editing
 
 

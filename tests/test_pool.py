@@ -424,6 +424,9 @@ def test_pool_of_another_training_and_other_folders_are_refused(
     (tmp_path / "thesis/thesis.txt").touch()
     with pytest.raises(UserError, match="something else than a pool"):
         open_pool(augmented, home=str(tmp_path / "thesis"))
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed/.lock").touch()  # before its ledger was written
+    open_pool(augmented, home=str(tmp_path / "killed"))
 
 
 def test_manager_without_a_pool_is_refused(market: Path) -> None:

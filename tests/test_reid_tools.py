@@ -231,6 +231,17 @@ def test_train_reid_prints_both_results(
 
 
 @pytest.mark.usefixtures("small_network")
+def test_images_that_are_not_generated_yet_are_said(
+    market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    render_all(planned(market), tmp_path / "made", shard=(1, 2))
+    small: list[Any] = ["--height", 32, "--width", 16, "--batch-size", 12, "--weights", "none"]
+    short = ["--standard.steps", 1, "--finetune.steps", 1]
+    assert call("train_reid", "--augmented", "made", *small, *short) == SKIPPED
+    assert "left out: 9 planned images are not generated yet" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("small_network")
 def test_an_interrupted_train_reid_goes_on(
     market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,7 +270,11 @@ def test_an_interrupted_train_reid_goes_on(
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--seed", "-1"], "seed -1 is negative"), (["--out", "w.pth"], "end in .safetensors")],
+    [
+        (["--seed", "-1"], "seed -1 is not"),
+        (["--seed", "4294967296"], "is not between 0"),
+        (["--out", "w.pth"], "end in .safetensors"),
+    ],
 )
 def test_wrong_arguments_of_train_reid(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -125,6 +126,10 @@ def test_a_published_table_is_a_copy_with_a_plot_of_several_ratios(tmp_path: Pat
     report.publish(table, tmp_path / "docs")
     assert load_image(out / "plot.png").std() > 10
     assert markdown(read_table(out)) == (out / "table.md").read_text()
+    shutil.rmtree(table / "more")
+    with pytest.raises(UserError, match="has 1 cells, such as more, that are not in"):
+        report.publish(table, tmp_path / "docs")
+    assert (out / "more/result.json").is_file()
 
 
 def test_what_a_result_says_is_only_text(tmp_path: Path) -> None:

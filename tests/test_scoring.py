@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,33 @@ def test_a_selected_folder_has_the_better_half_of_each_person_and_the_first_stay
     assert scoring.select_folder(first, second, **SETTINGS) == choices
     with pytest.raises(UserError, match=r"selection\.keep: 0.5 -> 0.6"):
         scoring.select_folder(first, second, **{**SETTINGS, "keep": 0.6})
+
+
+def test_a_share_is_rounded_up_and_no_further(
+    market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[int, int] = {}
+
+    def choose(*_: object, keep: dict[int, int], **__: object) -> object:
+        asked.update(keep)
+        return [], {}
+
+    monkeypatch.setattr(scoring, "choose", choose)
+    render_all(planned(market, ratio=1.0, per_image=25), tmp_path / "made")
+    counts = Counter(name[:4] for name in folder.read_augmented(tmp_path / "made").synthetic)
+    assert set(counts.values()) == {6 * 25}
+    scoring.select_folder(tmp_path / "made", tmp_path / "out", **{**SETTINGS, "keep": 0.14})
+    assert set(asked.values()) == {21}  # 0.14 * 150 is 21.000000000000004
+
+
+def test_a_judge_without_a_batch_is_refused_before_the_folder_is_made(
+    market: Path, tmp_path: Path
+) -> None:
+    render_all(planned(market), tmp_path / "made")
+    large = {**SETTINGS, "student": dataclasses.replace(SETTINGS["student"], batch_size=12)}
+    with pytest.raises(UserError, match="fewer than one batch of 12"):
+        scoring.select_folder(tmp_path / "made", tmp_path / "out", **large)
+    assert not (tmp_path / "out").exists()
 
 
 def test_imported_images_of_unknown_sources_are_not_judged(market: Path, tmp_path: Path) -> None:

@@ -201,6 +201,19 @@ def test_a_pack_that_was_altered_ends_the_slot_before_any_work(
     assert not list(Path("data/toy").glob("*"))
 
 
+@pytest.mark.parametrize("run", ["", "toy_market"])
+def test_a_table_without_a_run_folder_is_refused(
+    packs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str
+) -> None:
+    prepare(tmp_path, packs, monkeypatch, "train")
+    config = Path("table.yaml")
+    lines = [line for line in config.read_text().splitlines() if not line.startswith("run:")]
+    config.write_text("\n".join([*lines, f"run: '{run}'"]))
+    with pytest.raises(UserError, match=f"run '{run}' is no folder"):
+        call("slot", *RUN)
+    assert not Path("out").exists()
+
+
 def test_without_query_and_gallery_it_trains_and_says_what_to_carry(
     packs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

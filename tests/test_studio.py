@@ -8,6 +8,7 @@ import http.client
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -207,6 +208,7 @@ def test_what_cannot_be_drawn_ends_the_stream_with_a_sentence(
     [
         ({}, 200),
         ({"Host": "localhost:{port}"}, 200),
+        ({"Host": "LOCALHOST:{port}"}, 200),
         ({"Origin": "http://127.0.0.1:{port}"}, 200),
         ({"Host": "evil.example:{port}"}, 421),  # DNS rebinding
         ({"Host": "127.0.0.1"}, 421),
@@ -219,6 +221,24 @@ def test_only_its_own_page_is_answered(tiny: Server, headers: dict[str, str], st
     filled = {name: text.format(port=tiny.server_port) for name, text in headers.items()}
     assert ask(tiny, "/about", **filled)[0] == status
     assert ask(tiny, "/fit", encode_png(stripes(0)), **filled)[0] == status
+
+
+def test_at_port_80_the_page_is_called_without_it(
+    tiny: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Server, "server_bind", lambda self: setattr(self, "server_port", 80))
+    monkeypatch.setattr(Server, "server_activate", lambda self: None)
+    with Server(tiny.studio, 80) as server:
+        assert {"127.0.0.1", "localhost", "127.0.0.1:80"} <= set(server.names)
+
+
+def test_an_address_that_is_none_is_one_sentence(tiny: Server) -> None:
+    with socket.create_connection(("127.0.0.1", tiny.server_port), timeout=60) as line:
+        host = f"127.0.0.1:{tiny.server_port}"
+        line.sendall(f"GET http://[::1 HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        answer = line.makefile("rb").read().decode()
+    assert answer.startswith("HTTP/1.0 400")
+    assert "no address" in answer
 
 
 def test_too_much_is_refused_before_it_is_read(tiny: Server) -> None:

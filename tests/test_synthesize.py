@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,47 @@ def test_foreign_folder_and_the_data_set_itself_are_refused(market: Path, tmp_pa
         render_all(planned(market), market)
 
 
+def test_links_are_replaced_by_copies_on_request(market: Path, tmp_path: Path) -> None:
+    work = planned(market)
+    render_all(work, tmp_path / "out")
+    images = tmp_path / "out/market1501/bounding_box_train"
+    assert any(path.is_symlink() for path in images.iterdir())
+    assert render_all(work, tmp_path / "out", copy=True) == 0
+    query = tmp_path / "out/market1501/query"
+    assert not any(path.is_symlink() for path in (*images.iterdir(), query, *query.iterdir()))
+    for record in work.real:
+        assert (images / record.name).read_bytes() == record.path.read_bytes()
+    assert len(list(query.iterdir())) == len(list((market / "market1501/query").iterdir()))
+
+
+def test_a_folder_beside_the_images_that_links_lead_to_is_no_data_set(tmp_path: Path) -> None:
+    market = make_market(tmp_path / "data")
+    home = market / "market1501/bounding_box_train"
+    home.rename(tmp_path / "flat")
+    home.mkdir()
+    for path in (tmp_path / "flat").iterdir():
+        (home / path.name).symlink_to(path)
+    assert render_all(planned(market), tmp_path / "made") == 18
+    with pytest.raises(UserError, match="is the data set itself"):
+        render_all(planned(market), market / "market1501/made")
+
+
+def test_a_shard_that_comes_second_takes_the_split_of_the_first(
+    market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = synthesize.describe(planned(market), TINT)
+    looked = Path.iterdir
+
+    def meanwhile(path: Path) -> Iterator[Path]:
+        monkeypatch.setattr(Path, "iterdir", looked)
+        folder.start_folder(path, split)
+        return looked(path)
+
+    monkeypatch.setattr(Path, "iterdir", meanwhile)
+    folder.start_folder(tmp_path, split)
+    assert folder.read_split(tmp_path) == split
+
+
 def test_copies_need_no_links(market: Path, tmp_path: Path) -> None:
     render_all(planned(market), tmp_path, copy=True)
     assert not [path for path in tmp_path.rglob("*") if path.is_symlink()]
@@ -261,6 +303,7 @@ def test_recipes_of_a_part_know_their_places(market: Path) -> None:
 
 SCAN = """
 import resource, sys, time
+from collections.abc import Iterator
 from pathlib import Path
 import numpy as np
 from pidm_core import Record, sha256
@@ -350,6 +393,27 @@ def test_poses_may_come_from_another_file(market: Path, tmp_path: Path) -> None:
     assert {recipe.pose for recipe in work.recipes} == {"dance.jpg", "jump.jpg"}
     assert work.split["poses"] == "external"
     assert render_all(work, tmp_path / "out") == 18
+
+
+def test_external_poses_are_in_the_frame_of_the_sources_whatever_they_are_called(
+    tmp_path: Path,
+) -> None:
+    market, seen = make_market(tmp_path / "data"), []
+    images = sorted((market / "market1501/bounding_box_train").iterdir())
+    for path in images[1::2]:  # some are larger
+        write_bytes(path, encode_jpeg(draw_person(2, 0, 128, 64)))
+    own = {path.name: joints(number % 8) for number, path in enumerate(images)}
+    write_keypoints(tmp_path / "poses.csv", own)
+
+    def render(sources: np.ndarray, keypoints: np.ndarray, seeds: list[int]) -> np.ndarray:
+        seen.extend(keypoints)
+        return sources
+
+    work = planned(market, ratio=1.0, per_image=1, poses=tmp_path / "poses.csv")
+    generator = dataclasses.replace(TINT, render=render, size=load_image(images[0]).shape[:2])
+    render_all(work, tmp_path / "out", generator)
+    poses = [own[recipe.pose] for recipe in work.recipes]
+    np.testing.assert_allclose(seen[: len(poses)], poses, atol=1e-5)
 
 
 def test_joints_of_other_images_are_refused_with_their_file(market: Path, tmp_path: Path) -> None:
@@ -465,6 +529,14 @@ def test_images_of_another_method_keep_person_and_camera(market: Path, tmp_path:
     )
     again = list(imported.import_images(work, images, tmp_path / "out", real={}))
     assert again == notes
+
+
+def test_import_names_what_is_no_file_and_no_person(market: Path, tmp_path: Path) -> None:
+    work = planned(market)
+    write_bytes(tmp_path / "gan/step-500-0001_c1_gan.png", encode_png(draw_person(2, 0)))
+    (tmp_path / "gan/0002_c1_vis.png").symlink_to("nowhere")
+    notes = list(imported.import_images(work, tmp_path / "gan", tmp_path / "out", real={}))
+    assert ["a dangling link" in notes[0], "no person and camera" in notes[1]] == [True, True]
 
 
 def test_imported_names_of_every_form_tell_their_source(market: Path, tmp_path: Path) -> None:

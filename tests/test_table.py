@@ -59,18 +59,32 @@ def test_gain_is_the_mean_paired_difference_with_its_t_interval() -> None:
     assert pidm.interval == pytest.approx((4 - half, 4 + half), abs=1e-4)
 
 
-def trained(row: str, seed: int, steps: int = 190, **student: int) -> dict[str, Any]:
-    configuration = {"student": {"height": 64, **student}, "finetune": {"steps": steps}}
+def trained(
+    row: str, seed: int, height: int = 64, data: dict[str, str] | None = None, **stage: object
+) -> dict[str, Any]:
+    configuration = {
+        "student": {"height": height},
+        "finetune": {"steps": 190, "lr": 1e-4, "erasing": False, **stage},
+        "data": {"train": "a", "test": "b", **(data or {})},
+    }
     return {**result(row, seed, 0.5), "configuration": configuration}
+
+
+LIKE = "Standard-same-steps"
 
 
 @pytest.mark.parametrize(
     ("others", "words"),
     [
-        ([trained("PIDM", 1, steps=400)], "trained differently"),
-        ([trained("PIDM", 1, height=128)], "trained differently"),
-        ([trained("Standard-same-steps", 0, height=128)], "trained differently"),
-        ([trained("Standard-same-steps", 0, steps=400)], "another number of steps"),
+        ([trained("PIDM", 1, steps=400)], r"trained differently \(finetune.steps\)"),
+        ([trained("PIDM", 1, height=128)], r"trained differently \(student\)"),
+        ([trained("PIDM", 1, erasing=True)], r"trained differently \(finetune.erasing\)"),
+        ([trained("PIDM", 1, data={"test": "c"})], r"trained differently \(test images\)"),
+        ([trained(LIKE, 0, height=128)], r"otherwise than .* compared with \(student\)"),
+        ([trained(LIKE, 0, steps=400)], r"otherwise than .* with \(finetune.steps\)"),
+        ([trained(LIKE, 0, lr=1e-2)], r"otherwise than .* with \(finetune.lr\)"),
+        ([trained(LIKE, 0, start="scratch")], r"otherwise than .* with \(finetune.start\)"),
+        ([trained(LIKE, 1, data={"test": "c"})], r"otherwise than .* with \(test images\)"),
     ],
 )
 def test_what_was_trained_differently_is_not_compared(
@@ -78,7 +92,8 @@ def test_what_was_trained_differently_is_not_compared(
 ) -> None:
     with pytest.raises(UserError, match=f"PIDM, 40%.*{words}"):
         table.summarise([trained("PIDM", 0), *others])
-    table.summarise([trained("PIDM", 0), trained("PIDM", 1), trained("Standard-same-steps", 0)])
+    table.summarise([trained("PIDM", 0), trained("PIDM", 1), trained(LIKE, 0)])
+    table.summarise([trained("PIDM", 0, half_real=True, erasing=True), trained(LIKE, 0)])
 
 
 def test_gain_counts_common_seeds_only() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from people import draw_person, make_market
 from safetensors.torch import load_file
 from tiny import TINY
@@ -41,6 +43,7 @@ from pidm_core.keypoints import NOBODY
 from pidm_core.seen import read_seen
 from pidm_core.state import State, learning_rate
 from pidm_core.train import HybridLoss, train
+from pidm_core.verify import verify
 
 
 @pytest.fixture
@@ -286,6 +289,34 @@ def test_a_model_without_its_run_is_not_trained_into(config: PIDMConfig, tmp_pat
     with pytest.raises(UserError, match="a model without its run"):
         next(train(config, tmp_path / "copy"))
     assert (tmp_path / "copy/metrics.jsonl").read_bytes() == before
+    finish(config, tmp_path / "run")
+    with pytest.raises(UserError, match="a model without its run"):
+        next(train(config, tmp_path / "run" / "model"))
+    assert verify(tmp_path / "run") == []
+
+
+def test_pictures_that_cannot_be_drawn_are_refused_before_a_step(
+    config: PIDMConfig, tmp_path: Path
+) -> None:
+    impossible = dataclasses.replace(config, sample=SampleConfig(steps=300, spacing="leading"))
+    with pytest.raises(UserError, match="never 300"):
+        next(train(impossible, tmp_path / "run"))
+    assert finish(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ACCELERATE_MIXED_PRECISION", "bf16"), ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")],
+)
+def test_what_accelerate_was_told_for_other_trainings_changes_nothing(
+    config: PIDMConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    straight = finish(config, tmp_path / "straight")
+    AcceleratorState._reset_state(reset_partial_state=True)  # as in a process of its own
+    monkeypatch.setenv(name, value)
+    told = finish(config, tmp_path / "told")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert all(torch.equal(told[key], weight) for key, weight in straight.items())
 
 
 def test_another_configuration_in_the_same_folder_is_refused(
@@ -328,6 +359,20 @@ def test_the_model_kept_is_the_one_that_denoises_withheld_people_best(
     assert read_json(tmp_path / "withheld.json") == {"2": 0.5, "4": 0.3, "6": 0.4, "8": 0.6}
     assert "4 steps" in (tmp_path / "model" / "README.md").read_text()
     assert list(train(config, tmp_path)) == []  # it stays ended
+
+
+def test_a_judge_without_a_finite_loss_keeps_nothing_and_the_advice_comes(
+    config: PIDMConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([math.nan, 0.5, math.inf])
+    monkeypatch.setattr(pidm_train._Judge, "loss", lambda self: next(losses))
+    config = judged(config, steps=4)
+    finish(config, tmp_path)
+    assert read_json(tmp_path / "withheld.json") == {"2": None, "4": 0.5}
+    more = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=6))
+    assert [progress.step for progress in train(more, tmp_path)] == [5, 6]
+    assert read_json(tmp_path / "withheld.json") == {"2": None, "4": 0.5, "6": None}
+    assert "4 steps" in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_withheld_people_are_judged_alike_every_time(config: PIDMConfig, tmp_path: Path) -> None:

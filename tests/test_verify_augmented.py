@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from people import planned, render_all
+from people import TINT, planned, render_all
 
 from pidm_core import UserError
-from pidm_reid import folder, verify
+from pidm_reid import folder, synthesize, verify
 from pidm_reid.scoring import read_choices, write_choices
 from pidm_reid.selection import Choice
 
@@ -111,6 +112,18 @@ def test_an_altered_choice_is_named_and_read_by_nothing(market: Path, tmp_path: 
     ]
     with pytest.raises(UserError, match=r"selection\.jsonl:1: altered since it was written"):
         folder.read_augmented(tmp_path)
+
+
+def test_an_image_lost_from_a_selection_is_named(market: Path, tmp_path: Path) -> None:
+    work = planned(market)
+    split = {**synthesize.describe(work, TINT), "selection": {}}
+    folder.start_folder(tmp_path, split)
+    render_all(dataclasses.replace(work, split={**work.split, "selection": {}}), tmp_path)
+    ledger = tmp_path / folder.MANIFEST
+    lost = json.loads(ledger.read_text().splitlines()[0])["file_name"]
+    ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[1:]))
+    (tmp_path / TRAIN / lost).unlink()
+    assert f"1 planned images are not there, such as {lost}" in "".join(verify.faults(tmp_path))
 
 
 def test_links_to_nowhere_and_a_plan_of_others_are_named(market: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pidm_core import BAD_DATA, DONE, Sampling, UserError, parse, run
+from pidm_core import DONE, Sampling, UserError, parse, run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,6 +115,9 @@ def main(argv: list[str] | None = None) -> int:
     tool, example = f"edit_image {kind}", f"python tools/edit_image.py {kind} {EXAMPLES[kind]}"
     options = parse(kinds[kind], rest, prog=tool, description=__doc__, example=example)
 
+    if Path(options.out).suffix.lower() != ".png":
+        raise UserError(f"out: {options.out} is no .png, which is what is written")
+
     from pidm_core import PIDMPipeline, encode_png, enlarged, sheet, write_bytes
 
     pipe = PIDMPipeline.from_pretrained(options.run).with_settings(**options.changes())
@@ -163,7 +166,7 @@ def _appearance(pipe: PIDMPipeline, options: Appearance) -> Edit:
     else:
         if not Path(options.mask).is_file():
             raise UserError(f"mask '{options.mask}' is neither upper nor lower nor an image file")
-        mask = _image(pipe, options.mask, "mask").mean(2) > 127
+        mask = _image(pipe, options.mask, "mask", like=options.reference).mean(2) > 127
 
     def draw() -> Output:
         return pipe.edit_appearance(
@@ -186,25 +189,22 @@ def _interpolate(pipe: PIDMPipeline, options: Interpolate) -> Edit:
     return Edit({"style": a}, draw, titles, {"to": b})
 
 
-def _image(pipe: PIDMPipeline, path: str, flag: str) -> np.ndarray:
-    """An image at the model's size."""
-    from pidm_core import load_image, resized
+def _image(pipe: PIDMPipeline, path: str, flag: str, *, like: str = "") -> np.ndarray:
+    """An image at the model's size; like: the file that a mask belongs to."""
+    from pidm_core import resized
+    from pidm_core.datasets import open_image
 
     if not path:
         raise UserError(f"--{flag} IMAGE is missing")
-    return resized(load_image(path), pipe.size)
+    return resized(open_image(path, like=like), pipe.size)
 
 
 def _joints(pipe: PIDMPipeline, file: str, path: str) -> np.ndarray:
     """The joints (18, 2) of an image, in px of the model's size."""
-    from pidm_core import find_keypoints, load_image, read_keypoints, rescale
+    from pidm_core import rescale
+    from pidm_core.datasets import open_image, open_joints
 
-    folder, name = Path(path).absolute().parent, Path(path).name
-    source = Path(file) if file else find_keypoints(folder.parent, folder.name)
-    table = read_keypoints(source)
-    if name not in table:
-        raise UserError(f"{source}: holds no joints of {name}", BAD_DATA)
-    return rescale(table[name], load_image(path).shape[:2], pipe.size)
+    return rescale(open_joints(path, file), open_image(path).shape[:2], pipe.size)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         example="python tools/select_images.py --augmented data/market1501_pidm40 --keep 0.5",
     )
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"seed {options.seed} is not between 0 and 2^32")
     if not 0 < options.keep <= 1:
         raise UserError(f"keep {options.keep:g} is not between 0 and 1")
 

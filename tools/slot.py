@@ -85,9 +85,15 @@ def work(argv: list[str]) -> int:
         return str(max(1e-3, (end - time.monotonic()) / 60) if options.minutes else 0)
 
     from pidm_core import has_market1501
+    from pidm_core.config import bundled_folder
     from pidm_core.packs import pieces, unpack
 
     table = load_config(ReidTable, options.table)
+    if bundled_folder(table.run) or not table.run:
+        raise UserError(
+            f"{options.table}: run '{table.run}' is no folder such as runs/market1501_slot, where "
+            "the trained model goes"
+        )
     data, model, results = Path(table.data), Path(table.run), Path(table.results) / table.name
     places = {"train": data, "test": data, "run": model.parent, "results": results}
     for name, place in places.items():
@@ -142,7 +148,7 @@ def _bring_back(out: Path, results: Path, model: Path, *, mib: int) -> None:
     ]
     packs = {
         "results": {path.relative_to(results).as_posix(): path for path in files},
-        "run": {f"{model.name}/{path.name}": path for path in sorted(model.glob("*"))},
+        "run": {f"{model.name}/{p.name}": p for p in sorted(model.glob("*")) if p.is_file()},
     }
     for name, contents in packs.items():
         if contents:

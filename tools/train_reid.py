@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pidm_core import DONE, UserError, parse, run
+from pidm_core import DONE, SKIPPED, UserError, parse, run
 from pidm_reid.config import StudentConfig
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         example="python tools/train_reid.py --augmented data/market1501_pidm40",
     )
-    if options.seed < 0:
-        raise UserError(f"seed {options.seed} is negative")
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"seed {options.seed} is not between 0 and 2^32")
     if options.out and not options.out.endswith(".safetensors"):
         raise UserError(f"out '{options.out}' does not end in .safetensors")
 
@@ -46,6 +47,12 @@ def main(argv: list[str] | None = None) -> int:
 
     augmented = folder.read_augmented(options.augmented)
     finetune.check_batch(len(augmented.real), options)
+    if augmented.missing:
+        print(
+            f"left out: {augmented.missing:,} planned images are not generated yet; the same "
+            "synthesize command makes them",
+            file=sys.stderr,
+        )
     passes = (options.standard.steps + options.finetune.steps) * options.batch_size
     if options.dry_run:
         hours = passes / finetune.measure_speed(options) / 3600
@@ -77,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         path.unlink(missing_ok=True)
     where = f"-> {options.out}. " if options.out else ""
     print(f"{where}What it was trained on: python tools/report.py {options.augmented}")
-    return DONE
+    return SKIPPED if augmented.missing else DONE
 
 
 def _remarks(ranking: Ranking) -> str:

@@ -316,8 +316,13 @@ class ImageSettings:
     """Folder of Inception's and AlexNet's weights beside torch's cache; for reid its file."""
     reid_size: tuple[int, int] = (256, 128)
     """Height and width of the re-ID network's input in pixels."""
+    keypoints: str = ""
+    """Keypoint file of the targets: to measure how far joints lie from them, for a grid's poses."""
+    real_keypoints: str = ""
+    """Keypoint file of the real images: a small network learns from them to find joints, and how
+    far those of generated images lie from the targets' is measured."""
     cache: str = "results/features"
-    """Folder where the features of the real images are kept."""
+    """Folder where the features of the real images, and that network, are kept."""
 
     def check(self) -> None:
         """Raise UserError for what lacks: not in the making, since flags may complete a file."""
@@ -327,6 +332,8 @@ class ImageSettings:
             raise UserError("weights: features=reid needs the network's file (--weights FILE)")
         if min(self.reid_size) < 1:
             raise UserError(f"reid_size: {self.reid_size} is not a height and a width in pixels")
+        if self.real_keypoints and not self.keypoints:
+            raise UserError("keypoints: the joints' error needs those of the targets")
 
 
 @dataclass(frozen=True)
@@ -345,8 +352,6 @@ class ImageTable(ImageSettings):
     """Rows of the grid."""
     sources: str = ""
     """Folder of the source images of the grid (default: that of the targets)."""
-    keypoints: str = ""
-    """Keypoint file of the targets, for the grid's poses."""
     results: str = "results"
     """Folder of the results of all tables."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from pidm_core.image_metrics import (
     ssim,
 )
 from pidm_core.image_names import named_pair, without_seed
+from pidm_core.joint_judge import JointJudge, read_judge
 from pidm_core.progress import track
 
 T = TypeVar("T")
@@ -84,6 +86,7 @@ class Judges:
     extractor: Extractor | None
     lpips: Perceptual | None
     lacking: list[str]
+    joints: JointJudge | None = None
 
 
 # ---------------------------------------------------------------- files
@@ -206,7 +209,13 @@ def find_judges(settings: ImageSettings) -> Judges:
         "LPIPS (AlexNet)",
         lambda: networks.lpips(networks.find_weights(networks.ALEXNET_FILES, folder)),
     )
-    return Judges(extractor, lpips, lacking)
+    joints = None
+    if settings.real_keypoints:
+        joints = read_judge(
+            images_below(settings.real), settings.real_keypoints, settings.keypoints,
+            cache=Path(settings.cache),
+        )  # fmt: skip
+    return Judges(extractor, lpips, lacking, joints)
 
 
 # ---------------------------------------------------------------- figures
@@ -226,6 +235,8 @@ def evaluate(pictures: Sequence[Picture], settings: ImageSettings, judges: Judge
         found += _ssim_figures(pairs, preset)
     if pairs and judges.lpips:
         found.append(_lpips_figure(pairs, preset, judges.lpips))
+    if judges.joints:
+        found += _joint_figure(pictures, judges.joints)
     if judges.extractor:
         found += _set_figures(pictures, settings, judges.extractor)
     figures = [item for item in found if isinstance(item, Figure)]
@@ -286,6 +297,20 @@ def _lpips_figure(pairs: Sequence[Picture], preset: Preset, lpips: Perceptual) -
         f"preset {preset.name}, {_px(a.shape[1:3])}, {lpips.name} {lpips.weights[:8]}, "
         f"{preset.whole(len(pairs)):,} of {len(pairs):,} images",
     )
+
+
+def _joint_figure(pictures: Sequence[Picture], judge: JointJudge) -> Iterator[Figure | str]:
+    """The distance of the joints from the target's; of a true image, from its own."""
+    errors = []
+    for picture in track(pictures, total=len(pictures), label="joints", unit="images", each=1):
+        name = (picture.target or picture.path).stem
+        errors.append(judge.error(load_image(picture.path), name))
+    known = [error for error in errors if not math.isnan(error)]
+    if not known:
+        yield "joints: the keypoint file holds none of the targets'"
+        return
+    trained = f"a network trained on {judge.examples:,} real images"
+    yield Figure("joints, px", float(np.mean(known)), f"found by {trained}, {len(known):,} images")
 
 
 def _set_figures(

@@ -120,6 +120,7 @@ def measure(table: ImageTable) -> Iterator[tuple[Result, bool]]:
 def _basis(table: ImageTable, judges: Judges) -> list[Any]:
     """All but the method that a result depends on."""
     found = [judge.weights if judge else None for judge in (judges.extractor, judges.lpips)]
+    found += [judges.joints.weights] if judges.joints else []
     settings = [table.preset, table.features, list(table.reid_size), table.targets]
     return [*settings, *found, _files(images_below(table.real))]
 

@@ -8,6 +8,7 @@ Legend: B batch, H W size of the pictures in px.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -35,14 +36,18 @@ _COSINE_SCALE = 16.0
 _CHUNK = 256  # pictures judged together
 
 
-class People(Protocol):
-    """Pictures of people with exact joints (probe.Crowd is one)."""
+class Posed(Protocol):
+    """Pictures of people with their joints (joint_judge.Examples are such)."""
 
     @property
     def images(self) -> np.ndarray: ...  # uint8 (N, H, W, 3)
 
     @property
     def exact(self) -> np.ndarray: ...  # float (N, 18, 2) px, NaN = outside the picture
+
+
+class People(Posed, Protocol):
+    """The same, and who they are (probe.Crowd is one)."""
 
     @property
     def pids(self) -> np.ndarray: ...  # int (N,)
@@ -148,18 +153,23 @@ class Judges:
 
     def joints(self, images: np.ndarray) -> np.ndarray:
         """Where the 18 joints seem to be: uint8 (N, H, W, 3) -> float32 (N, 18, 2) px."""
-        frame = np.array(images.shape[2:0:-1], dtype=np.float32)
-        return self._run(self._joints, images) * frame - np.float32(0.5)
+        return _find_joints(self._joints, self._placement, images)
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """What the person looks like: uint8 (N, H, W, 3) -> float32 unit vectors (N, 128)."""
-        return self._run(self._identity, images)
+        return _run(self._identity, self._placement, images)
 
-    @torch.inference_mode()
-    def _run(self, network: nn.Module, images: np.ndarray) -> np.ndarray:
-        starts = range(0, len(images), _CHUNK)
-        parts = [network(_shrunk(images[i : i + _CHUNK], self._placement)) for i in starts]
-        return torch.cat(parts).cpu().numpy()
+
+def _find_joints(network: nn.Module, placement: Placement, images: np.ndarray) -> np.ndarray:
+    frame = np.array(images.shape[2:0:-1], dtype=np.float32)
+    return _run(network, placement, images) * frame - np.float32(0.5)
+
+
+@torch.inference_mode()
+def _run(network: nn.Module, placement: Placement, images: np.ndarray) -> np.ndarray:
+    starts = range(0, len(images), _CHUNK)
+    parts = [network(_shrunk(images[i : i + _CHUNK], placement)) for i in starts]
+    return torch.cat(parts).cpu().numpy()
 
 
 def _shrunk(images: np.ndarray, placement: Placement) -> Tensor:
@@ -185,24 +195,61 @@ def train_judges(
     are trained anew. Raises UserError (BAD_DATA) for a file that is not what was written.
     """
     training, placement = training or Training(), place("fp32")
-    examples = _Examples(people, placement, training)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         joints, identity = JointNetwork(), IdentityNetwork(len(np.unique(people.pids)))
+    classes = np.unique(people.pids, return_inverse=True)[1]
+    examples = functools.cache(lambda: _Examples(people, placement, training, classes))
     for kind, network, loss, steps in (
         ("joints", joints, _joint_loss, training.joint_steps),
         ("identity", identity, _identity_loss, training.identity_steps),
     ):
-        key = sha256(f"{kind} {name} {asdict(training)}".encode())[:12]
-        path = folder / f"{kind}-{key}.safetensors"
-        if path.is_file():
-            _load(network, path)
-            continue
-        log.info("training the %s network of the probe (%d steps) -> %s", kind, steps, path)
-        _fit(placement.module(network), loss, examples, steps=steps)
-        state = {k: v.cpu().contiguous() for k, v in network.state_dict().items()}
-        write_bytes(path, save_tensors(state))
+        _learned(network, kind, loss, examples, folder, f"{name} {asdict(training)}", steps=steps)
     return Judges(joints, identity, placement=placement)
+
+
+Find = Callable[[np.ndarray], np.ndarray]
+"""Where the 18 joints seem to be: uint8 (N, H, W, 3) -> float32 (N, 18, 2) px."""
+
+
+def train_joints(people: Callable[[], Posed], folder: Path, *, name: str) -> Find:
+    """Train the network of the joints alone, or load it, as `train_judges` does.
+
+    people: reads the pictures, which a network that is there needs no more.
+    """
+    training, placement = Training(), place("fp32")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(training.seed)
+        network = JointNetwork()
+
+    def examples() -> _Examples:
+        found = people()
+        return _Examples(found, placement, training, np.zeros(len(found.images), dtype=int))
+
+    named, steps = f"{name} {asdict(training)}", training.joint_steps
+    _learned(network, "joints", _joint_loss, examples, folder, named, steps=steps)
+    return functools.partial(_find_joints, placement.module(network).eval(), placement)
+
+
+def _learned(
+    network: nn.Module,
+    kind: str,
+    loss: Callable[[nn.Module, _Batch], Tensor],
+    examples: Callable[[], _Examples],
+    folder: Path,
+    name: str,
+    *,
+    steps: int,
+) -> None:
+    """Train a network, or load it if it was trained under that name before."""
+    path = folder / f"{kind}-{sha256(f'{kind} {name}'.encode())[:12]}.safetensors"
+    if path.is_file():
+        _load(network, path)
+        return
+    log.info("training the %s network of the probe (%d steps) -> %s", kind, steps, path)
+    _fit(place("fp32").module(network), loss, examples(), steps=steps)
+    state = {k: v.cpu().contiguous() for k, v in network.state_dict().items()}
+    write_bytes(path, save_tensors(state))
 
 
 def _load(network: nn.Module, path: Path) -> None:
@@ -222,13 +269,15 @@ class _Batch:
 class _Examples:
     """Training pictures, each time flipped, moved, enlarged and tinted at random."""
 
-    def __init__(self, people: People, placement: Placement, training: Training) -> None:
+    def __init__(
+        self, people: Posed, placement: Placement, training: Training, classes: np.ndarray
+    ) -> None:
         self.training, self.device = training, placement.device
         self._images = _shrunk(people.images, placement)
         self._width = people.images.shape[2]
         self._frame = np.array(people.images.shape[2:0:-1])
         self._exact = people.exact
-        self._classes = np.unique(people.pids, return_inverse=True)[1]
+        self._classes = classes
 
     def draw(self, rng: np.random.Generator) -> _Batch:
         t = self.training

@@ -10,6 +10,7 @@ import numpy as np
 
 from pidm_core import (
     BAD_DATA,
+    IMAGE_SUFFIXES,
     Record,
     UserError,
     content_key,
@@ -21,7 +22,6 @@ from pidm_core import (
     without_seed,
     write_bytes,
 )
-from pidm_core.data import list_names
 from pidm_reid import folder, lease, plan
 from pidm_reid.plan import Recipe
 from pidm_reid.synthesize import Generator, Work, ledger_entry, start
@@ -52,15 +52,15 @@ def import_images(
             "be trained on them",
             BAD_DATA,
         )
-    names, strange = list_names(images)
-    files = [images / name for name in names]
+    named = sorted(p for p in images.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = [path for path in named if path.is_file()]
     if not files:
         raise UserError(f"{images}: no images (.jpg or .png) in it", BAD_DATA)
     renderer = f"imported:{plan.fingerprint({path.name: sha256(path) for path in files})}"
     foreign = Generator(_no_render, renderer, {}, mark=mark)
     split = {**work.split, "recipes": 0, "plan": ""}
     work = dataclasses.replace(work, recipes=work.recipes[:0], split=split)
-    yield from strange
+    yield from (f"{p}: a dangling link, folder or pipe, no image" for p in named if not p.is_file())
     with lease.hold(out):
         start(work, foreign, out, copy=copy)
         yield from _take_over(files, work, foreign, out, real=real)

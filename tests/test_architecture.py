@@ -25,7 +25,8 @@ ARROWS = {
         "weight_files": "",
         "feature_networks": "checkpoint hardware weight_files",
         "evaluation":
-            "data datasets feature_metrics feature_networks image_metrics image_names progress",
+            "data datasets feature_metrics feature_networks image_metrics image_names joint_judge "
+            "progress",
         "image_table": "evaluation keypoints pose sheets",
         "pair_images": "data datasets keypoints pipeline",
         "ablation": "datasets pair_images pipeline train", "sheets": "",
@@ -55,6 +56,7 @@ ARROWS = {
         "distill": "checkpoint diffusion hardware model train",
         "comparison": "feature_metrics pipeline probe probe_report",
         "probe_networks": "hardware keypoints",
+        "joint_judge": "keypoints probe_networks progress",
         "probe": "data diffusion garments image_metrics keypoints probe_networks",
         "probe_report":
             "hardware keypoints pipeline pose probe probe_networks progress sheets toy_market",

@@ -278,7 +278,8 @@ def test_joints_follow_the_picture_when_it_is_moved() -> None:
     exact[:, 0] = 23.5, 43.5
     crowd = Crowd((), images, exact, exact, np.arange(4), np.arange(4))
     training = Training(batch_size=16, max_tint=0.0)
-    examples = probe_networks._Examples(crowd, place("fp32"), training)
+    classes = np.unique(crowd.pids, return_inverse=True)[1]
+    examples = probe_networks._Examples(crowd, place("fp32"), training, classes)
     batch = examples.draw(np.random.default_rng(0))
     weight = (batch.images.mean(1) + 1).clamp(min=0)  # (B, 64, 32)
     total = weight.sum((1, 2))

@@ -1,0 +1,78 @@
+"""How far the joints of generated images lie from those asked for, by a network of one's own.
+
+A pose network's weights are seldom at hand, but a data set's training images and their joints are:
+from them the probe's small network learns to find joints, and it has seen real images alone.
+Its own error on the true images is the least that any other can be expected to have.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pidm_core.files import BAD_DATA, UserError, load_image, resized, sha256
+from pidm_core.keypoints import read_keypoints, rescale
+from pidm_core.probe_networks import INPUT, Find, train_joints
+from pidm_core.progress import track
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Real images at the size that the network sees, and their joints in px of that."""
+
+    images: np.ndarray  # uint8 (N, 64, 32, 3)
+    exact: np.ndarray  # float32 (N, 18, 2), NaN = missing
+
+
+@dataclass(frozen=True)
+class JointJudge:
+    """A network that finds joints, and the joints that images of these names were asked for."""
+
+    find: Find
+    asked: Mapping[str, np.ndarray]  # by name without ending: (18, 2) px, NaN = missing
+    examples: int  # real images that the network was trained on
+    weights: str  # hash of all that made it, and of the joints asked for
+
+    def error(self, image: np.ndarray, name: str) -> float:
+        """Mean distance in px of the joints asked for from those found; NaN if none is known."""
+        asked = self.asked.get(name)
+        if asked is None or np.isnan(asked).any(1).all():
+            return float("nan")
+        (found,) = self.find(np.stack([resized(image, INPUT)]))
+        distance = np.linalg.norm(rescale(found, INPUT, image.shape[:2]) - asked, axis=1)
+        return float(np.nanmean(distance))
+
+
+def read_judge(
+    real: Sequence[Path], real_keypoints: str | Path, asked: str | Path, *, cache: Path
+) -> JointJudge:
+    """Train the network on the real images whose joints are known, or load it from `cache`.
+
+    asked: keypoint file of the targets. Raises UserError (BAD_DATA) if no image has joints.
+    """
+    known, wanted = (_by_stem(path) for path in (real_keypoints, asked))
+    files = [path for path in real if path.stem in known]
+    if not files:
+        raise UserError(f"{real_keypoints}: holds no joints of the real images", BAD_DATA)
+    contents = [[path.stem, sha256(path), known[path.stem].tolist()] for path in files]
+    name = sha256(json.dumps(contents).encode())
+    find = train_joints(lambda: _examples(files, known), cache, name=name)
+    joints = json.dumps({stem: one.tolist() for stem, one in sorted(wanted.items())})
+    return JointJudge(find, wanted, len(files), sha256((name + joints).encode()))
+
+
+def _by_stem(path: str | Path) -> dict[str, np.ndarray]:
+    return {Path(name).stem: joints for name, joints in read_keypoints(path).items()}
+
+
+def _examples(files: Sequence[Path], known: Mapping[str, np.ndarray]) -> Examples:
+    images, joints = [], []
+    for path in track(files, total=len(files), label="joints, real", unit="images", each=1):
+        image = load_image(path)
+        images.append(resized(image, INPUT))
+        joints.append(rescale(known[path.stem], image.shape[:2], INPUT))
+    return Examples(np.stack(images), np.stack(joints))

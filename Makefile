@@ -111,6 +111,12 @@ real: $(READY)
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --ratios 0.4 --seeds 0,1 --rows Standard,Standard-same-steps,PIDM-strict
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_long --ratios 0.4 --seeds 0 --rows Standard,Standard-same-steps,PIDM-strict --student.finetune.steps 800
+	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_real --ratios 0.4 --seeds 0 --rows Standard,Standard-same-steps,real-instead,PIDM-strict --variants PIDM-strict-x1=per_image=1
+	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_real --ratios 0.2 --seeds 0 --rows Standard,Standard-same-steps,real-instead
+	$(PY) tools/render_pairs.py --run runs/market1501_half
+	$(PY) tools/render_pairs.py --baseline source
+	$(PY) tools/render_pairs.py --baseline pose
+	$(PY) tools/reproduce_table.py images --config configs/market1501_half_images.yaml --weights "$$(ls results/reid_market1501_half/standard/*.safetensors | head -1)"
 
 test: $(READY)
 	$(PY) -m pytest

@@ -102,10 +102,52 @@ def draw_pairs(
         yield len(batch)
 
 
+def copy_pairs(
+    people: People, pairs: np.ndarray, owner: People, answers: np.ndarray, out: Path, *, by: str
+) -> Iterator[int]:
+    """Answer each pair with a photograph instead, which a generator must beat; yields 1 for each.
+
+    answers: (N,) images of `owner`, brought to the targets' sizes; by: what says how they were
+    chosen. Otherwise as `draw_pairs`.
+    """
+    _start(out, {"role": "eval", "seeds": 1, "baseline": by, "pairs": _listed(people, pairs)})
+    for pair, answer in zip(pairs, answers, strict=True):
+        path = out / _name(people, pair, 0)
+        if not path.is_file():
+            (image, _), (target, _) = owner.open(answer), people.open(pair[1])
+            if image.shape != target.shape:
+                image = resized(image, target.shape[:2])
+            write_bytes(path, encode_png(image))
+        yield 1
+
+
+def nearest_poses(people: People, pairs: np.ndarray, train: People) -> np.ndarray:
+    """For each pair the image of `train` whose joints lie nearest to the target's: (N,).
+
+    Whoever it shows; by the mean distance of the joints in px of the two keypoint files. A joint
+    known of one image alone counts half the target's height.
+    """
+    known = [i for i, record in enumerate(train.records) if record.name in train.keypoints]
+    joints = np.stack([train.keypoints[train.records[i].name] for i in known])  # (M, 18, 2)
+    there, found = ~np.isnan(joints).any(2), {}
+    for target in np.unique(pairs[:, 1]):
+        asked = people.keypoints[people.records[target].name]
+        wanted = ~np.isnan(asked).any(1)
+        distance = np.linalg.norm(joints - asked, axis=2)
+        distance[there != wanted] = people.open(target)[0].shape[0] / 2
+        counted = there | wanted
+        mean = np.where(counted, distance, 0).sum(1) / np.maximum(1, counted.sum(1))
+        found[target] = known[int(mean.argmin())]
+    return np.array([found[target] for target in pairs[:, 1]])
+
+
 def _manifest(pipe: PIDMPipeline, people: People, pairs: np.ndarray, seeds: int) -> dict[str, Any]:
-    listed = [[people.records[index].name for index in pair] for pair in pairs]
     described = {key: pipe.describe()[key] for key in ("weights", "sample")}
-    return {"role": "eval", "seeds": seeds, **described, "pairs": listed}
+    return {"role": "eval", "seeds": seeds, **described, "pairs": _listed(people, pairs)}
+
+
+def _listed(people: People, pairs: np.ndarray) -> list[list[str]]:
+    return [[people.records[index].name for index in pair] for pair in pairs]
 
 
 def _start(out: Path, manifest: dict[str, Any]) -> None:

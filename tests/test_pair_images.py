@@ -14,7 +14,13 @@ from pidm_core.data import Record
 from pidm_core.datasets import People, read_people
 from pidm_core.evaluation import read_pictures
 from pidm_core.files import BAD_DATA, encode_png
-from pidm_core.pair_images import choose_pairs, draw_pairs, write_truth
+from pidm_core.pair_images import (
+    choose_pairs,
+    copy_pairs,
+    draw_pairs,
+    nearest_poses,
+    write_truth,
+)
 from tools.render_pairs import main
 
 
@@ -115,3 +121,49 @@ def test_the_tool_draws_test_people_for_evaluation_only(
     assert len(list((out / "images").glob("*.png"))) == 5
     shapes = {load_image(path).shape for path in (out / "images").glob("*.png")}
     assert shapes == {(128, 64, 3)}
+
+
+# ---------------------------------------------------------------- what a generator must beat
+
+
+def test_a_copied_source_stands_under_the_pairs_name_as_it_counts(
+    nested: People, tmp_path: Path
+) -> None:
+    pairs, out = choose_pairs(nested), tmp_path / "images"
+    for _ in range(2):  # the second call goes on
+        assert sum(copy_pairs(nested, pairs, nested, pairs[:, 0], out, by="source")) == 3
+    image = load_image(out / "WOMEN--id_1--front_2_WOMEN--id_1--back_vis.png")
+    assert np.array_equal(image, load_image(nested.records[0].path)[:, 5:25])
+    with pytest.raises(UserError, match="other baseline"):
+        next(copy_pairs(nested, pairs, nested, pairs[:, 0], out, by="pose"))
+
+
+def test_a_joint_of_one_image_alone_counts_half_the_height(nested: People) -> None:
+    target = nested.keypoints[nested.records[1].name]
+    partial = target.copy()
+    partial[:9] = np.nan  # 9 of 18 joints, 20 px each: 10 px on average
+    poses = [target + 12, target + 3, partial, np.full_like(target, np.nan)]  # 17, 4.2, 10, 20 px
+    train = People(nested.records, dict(zip(nested.keypoints, poses, strict=True)))
+    pairs, order = np.array([[0, 1]]), []
+    while train.keypoints:
+        (nearest,) = nearest_poses(nested, pairs, train)
+        order.append(int(nearest))
+        del train.keypoints[train.records[nearest].name]
+    assert order == [1, 2, 0, 3]
+
+
+def test_the_tool_answers_with_photographs(drawn_people: Path, tmp_path: Path) -> None:
+    flags = ["--data", str(drawn_people), "--count", "5"]
+    test, train = (read_people(drawn_people, split=split) for split in ("test", "train"))
+    pairs = choose_pairs(test, 5)
+    answers = {"source": (test, pairs[:, 0]), "pose": (train, nearest_poses(test, pairs, train))}
+    for baseline, (owner, indices) in answers.items():
+        out = tmp_path / baseline
+        assert main([*flags, "--baseline", baseline, "--out", str(out)]) == 0
+        assert read_json(out / "images" / "pairs.json")["role"] == "eval"
+        for pair, index in zip(pairs, indices, strict=True):
+            source, target = (test.records[i].name[:-4] for i in pair)
+            image = load_image(out / "images" / f"{source}_2_{target}_vis.png")
+            assert np.array_equal(image, owner.open(index)[0])
+    with pytest.raises(UserError, match="has no seeds"):
+        main([*flags, "--baseline", "pose", "--seeds", "2"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pidm_core import DONE, Sampling, UserError, parse, run
 
@@ -25,6 +26,9 @@ class Options(Sampling):
     """Pair list of the test images (default: the data set's own, else PATN's rule)."""
     count: int = 0
     """Pairs that are drawn, chosen evenly by chance (0: all)."""
+    baseline: Literal["", "source", "pose"] = ""
+    """Draw nothing, but answer with the source image, or with the training image of the nearest
+    pose: what a generator must beat."""
     seeds: int = 1
     """Images of each pair; 8 show the diversity."""
     out: str = ""
@@ -35,30 +39,39 @@ class Options(Sampling):
     def __post_init__(self) -> None:
         if self.count < 0 or self.seeds < 1:
             raise UserError("count: must be at least 1, or 0 for all; seeds: at least 1")
+        if self.baseline and self.seeds > 1:
+            raise UserError("baseline: a photograph has no seeds")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Draw the pairs, write sources, truths and joints beside them, and say what to run next."""
     example = "python tools/render_pairs.py --run runs/market1501 --data data/market1501"
     options = parse(Options, argv, prog="render_pairs", description=__doc__, example=example)
-    out = Path(options.out or f"results/pairs/{Path(options.run).name}")
+    by = options.baseline or options.run
+    out = Path(options.out or f"results/pairs/{Path(by).name}")
 
-    from pidm_core import PIDMPipeline, track
+    from pidm_core import PIDMPipeline, pair_images, track
     from pidm_core.datasets import read_people
-    from pidm_core.pair_images import choose_pairs, draw_pairs, write_truth
 
     people = read_people(
         options.data, split="test", keypoints=options.keypoints, pairs=options.pairs
     )
-    pairs = choose_pairs(people, options.count)
+    pairs = pair_images.choose_pairs(people, options.count)
     total = len(pairs) * options.seeds
     if options.dry_run:
-        print(f"{out}: {total:,} images of {len(pairs):,} pairs, by {options.run}")
+        print(f"{out}: {total:,} images of {len(pairs):,} pairs, by {by}")
         return DONE
-    pipe = PIDMPipeline.from_pretrained(options.run).with_settings(**options.changes())
-    drawn = draw_pairs(pipe, people, pairs, out / "images", seeds=options.seeds)
+    if options.baseline:
+        owner, answers = people, pairs[:, 0]
+        if options.baseline == "pose":
+            owner = read_people(options.data)
+            answers = pair_images.nearest_poses(people, pairs, owner)
+        drawn = pair_images.copy_pairs(people, pairs, owner, answers, out / "images", by=by)
+    else:
+        pipe = PIDMPipeline.from_pretrained(options.run).with_settings(**options.changes())
+        drawn = pair_images.draw_pairs(pipe, people, pairs, out / "images", seeds=options.seeds)
     sum(track(drawn, total=total, label="render", unit="images"))
-    write_truth(people, pairs, out)  # a folder of other pairs has been refused by now
+    pair_images.write_truth(people, pairs, out)  # a folder of other pairs has been refused by now
     print(f"{out}: {total:,} images of {len(pairs):,} pairs. Next:")
     print(
         f"  python tools/evaluate_images.py --generated {out}/images --targets {out}/targets "

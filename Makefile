@@ -116,7 +116,7 @@ real: $(READY)
 	$(PY) tools/render_pairs.py --run runs/market1501_half
 	$(PY) tools/render_pairs.py --baseline source
 	$(PY) tools/render_pairs.py --baseline pose
-	$(PY) tools/reproduce_table.py images --config configs/market1501_half_images.yaml --weights "$$(ls results/reid_market1501_half/standard/*.safetensors | head -1)"
+	$(PY) tools/reproduce_table.py images --config configs/market1501_half_images.yaml --weights "$$(ls -tr results/reid_market1501_half/standard/*.safetensors | head -1)"
 
 test: $(READY)
 	$(PY) -m pytest

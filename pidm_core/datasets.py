@@ -299,9 +299,12 @@ def _beside(folders: Iterable[Path], patterns: Iterable[str], split: Split) -> P
 def open_image(path: str | Path, *, like: str | Path = "") -> np.ndarray:
     """One image file as it counts in its data set: DeepFashion's without their white borders.
 
-    like: a file of the data set by which a mask drawn over it is cut.
+    like: a file of the data set over which a mask was drawn, which is cut as that is.
     """
-    return _fashion_image(Path(like or path))(load_image(path), NOBODY)[0]
+    image = load_image(path)
+    if like and image.shape != load_image(like).shape:  # drawn over what is shown
+        return image
+    return _fashion_image(Path(like or path))(image, NOBODY)[0]
 
 
 def open_joints(path: str | Path, keypoints: str | Path = "") -> np.ndarray:
@@ -319,12 +322,14 @@ def open_joints(path: str | Path, keypoints: str | Path = "") -> np.ndarray:
         return table[path.name]
     splits: tuple[Split, ...] = ("train", "test")
     beside = (_beside(path.parents[:_DEPTH], _FASHION_POSES, split) for split in splits)
-    for source in [Path(keypoints)] if keypoints else [found for found in beside if found]:
-        table, framed = _read_fashion_joints(source)
-        for name in table:
-            if fashion_key(name) == key:
-                return _fashion_image(path, framed=framed)(load_image(path), table[name])[1]
-    raise UserError(f"{keypoints or path.parent}: holds no joints of {path.name}", BAD_DATA)
+    sources = [Path(keypoints)] if keypoints else [found for found in beside if found]
+    for source in sources:
+        image, (table, framed) = load_image(path), _read_fashion_joints(source)
+        named = (name for name in table if fashion_key(name) == key or name == path.name)
+        if (name := next(named, None)) is not None:
+            return _fashion_image(path, framed=framed)(image, table[name])[1]
+    where = ", ".join(map(str, sources)) or "no keypoint file beside the data set"
+    raise UserError(f"{where}: holds no joints of {path.name}; name the file", BAD_DATA)
 
 
 def _fashion_image(path: Path, *, framed: bool = False) -> View:

@@ -94,8 +94,9 @@ def outlook(table: ImageTable) -> list[str]:
 
 def measure(table: ImageTable) -> Iterator[tuple[Result, bool]]:
     """Yield each method's result.json, and whether it was measured now; writes it first."""
-    judges, targets = find_judges(table), table.targets or table.real
+    targets = table.targets or table.real
     folders = {method: read_pictures(folder, targets) for method, folder in table.methods.items()}
+    judges = find_judges(table)
     basis = _basis(table, judges)
     for method, pictures in folders.items():
         path = Path(table.results) / table.name / method / "result.json"

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from pidm_core.data import Record, check_frame
 from pidm_core.files import BAD_DATA, UserError, load_image, resized, sha256
-from pidm_core.keypoints import read_keypoints, rescale
-from pidm_core.probe_networks import INPUT, Find, train_joints
+from pidm_core.keypoints import NOBODY, read_keypoints, rescale
+from pidm_core.probe_networks import INPUT, Find, Training, train_joints
 from pidm_core.progress import track
 
 
@@ -52,21 +53,30 @@ def read_judge(
 ) -> JointJudge:
     """Train the network on the real images whose joints are known, or load it from `cache`.
 
-    asked: keypoint file of the targets. Raises UserError (BAD_DATA) if no image has joints.
+    Joints are px of the image files. asked: keypoint file of the targets. Raises UserError
+    (BAD_DATA) if no image has joints, for joints of another frame, and for images or joints whose
+    names do not tell them apart.
     """
     known, wanted = (_by_stem(path) for path in (real_keypoints, asked))
-    files = [path for path in real if path.stem in known]
+    files = [path for path in real if not np.isnan(known.get(path.stem, NOBODY)).any(1).all()]
     if not files:
         raise UserError(f"{real_keypoints}: holds no joints of the real images", BAD_DATA)
+    if (count := len({path.stem for path in files})) < len(files):
+        raise UserError(f"{len(files) - count} real images share their names with others", BAD_DATA)
+    check_frame([Record(p, p.stem, 0, 0) for p in files], known, name=real_keypoints)
     contents = [[path.stem, sha256(path), known[path.stem].tolist()] for path in files]
-    name = sha256(json.dumps(contents).encode())
+    name = sha256(json.dumps([asdict(Training()), contents]).encode())
     find = train_joints(lambda: _examples(files, known), cache, name=name)
     joints = json.dumps({stem: one.tolist() for stem, one in sorted(wanted.items())})
     return JointJudge(find, wanted, len(files), sha256((name + joints).encode()))
 
 
 def _by_stem(path: str | Path) -> dict[str, np.ndarray]:
-    return {Path(name).stem: joints for name, joints in read_keypoints(path).items()}
+    table = read_keypoints(path)
+    found = {Path(name).stem: joints for name, joints in table.items()}
+    if len(found) < len(table):
+        raise UserError(f"{path}: several images of it share a name without folder", BAD_DATA)
+    return found
 
 
 def _examples(files: Sequence[Path], known: Mapping[str, np.ndarray]) -> Examples:

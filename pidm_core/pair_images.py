@@ -25,6 +25,7 @@ from pidm_core.files import (
 )
 from pidm_core.keypoints import rescale, write_keypoints
 from pidm_core.pipeline import PIDMPipeline
+from pidm_core.progress import track
 
 MANIFEST = "pairs.json"
 
@@ -110,7 +111,9 @@ def copy_pairs(
     answers: (N,) images of `owner`, brought to the targets' sizes; by: what says how they were
     chosen. Otherwise as `draw_pairs`.
     """
-    _start(out, {"role": "eval", "seeds": 1, "baseline": by, "pairs": _listed(people, pairs)})
+    chosen = [owner.records[answer].name for answer in answers]
+    listed = {"pairs": _listed(people, pairs), "answers": chosen}
+    _start(out, {"role": "eval", "seeds": 1, "baseline": by, **listed})
     for pair, answer in zip(pairs, answers, strict=True):
         path = out / _name(people, pair, 0)
         if not path.is_file():
@@ -124,17 +127,27 @@ def copy_pairs(
 def nearest_poses(people: People, pairs: np.ndarray, train: People) -> np.ndarray:
     """For each pair the image of `train` whose joints lie nearest to the target's: (N,).
 
-    Whoever it shows; by the mean distance of the joints in px of the two keypoint files. A joint
-    known of one image alone counts half the target's height.
+    Whoever it shows; by the mean distance of the joints in the frame of the first target. A joint
+    known of one image alone counts half that frame's height.
+    Raises UserError (BAD_DATA) without training images that have joints.
     """
+    size = people.open(pairs[0, 1])[0].shape[:2]
+
+    def posed(owner: People, index: int) -> np.ndarray:
+        image, joints = owner.open(index)
+        return rescale(joints, image.shape[:2], size)
+
     known = [i for i, record in enumerate(train.records) if record.name in train.keypoints]
-    joints = np.stack([train.keypoints[train.records[i].name] for i in known])  # (M, 18, 2)
+    if not known:
+        raise UserError("no training image has joints", BAD_DATA)
+    opened = track(known, total=len(known), label="poses", unit="images", each=1)
+    joints = np.stack([posed(train, index) for index in opened])  # (M, 18, 2)
     there, found = ~np.isnan(joints).any(2), {}
     for target in np.unique(pairs[:, 1]):
-        asked = people.keypoints[people.records[target].name]
+        asked = posed(people, target)
         wanted = ~np.isnan(asked).any(1)
         distance = np.linalg.norm(joints - asked, axis=2)
-        distance[there != wanted] = people.open(target)[0].shape[0] / 2
+        distance[there != wanted] = size[0] / 2
         counted = there | wanted
         mean = np.where(counted, distance, 0).sum(1) / np.maximum(1, counted.sum(1))
         found[target] = known[int(mean.argmin())]

@@ -85,7 +85,7 @@ class Progress:
     stopping: int  # exit code if a signal asked to stop and the checkpoint is written, else 0
 
 
-def check(config: PIDMConfig) -> None:
+def check_sampling(config: PIDMConfig) -> None:
     """Raise UserError for settings that only a picture drawn hours later would refuse."""
     Diffusion(config.diffusion).timesteps(config.sample.steps, config.sample.spacing)
 
@@ -123,8 +123,9 @@ def train(
 
     Writes config.yaml, env.json, seen.json, metrics.jsonl, samples/, checkpoints/ and model/ (with
     train.withhold the best saved one, judged in withheld.json; else the last).
-    SIGINT and SIGTERM finish the step and save. Raises UserError for a run folder that holds
-    another configuration or in which another process trains, for train.bad_steps steps in a row
+    SIGINT and SIGTERM finish the step and save. Raises UserError for steps of sampling that cannot
+    be, for a run folder that holds another configuration or a model without its run or in which
+    another process trains, for train.bad_steps steps in a row
     whose loss is not finite (BAD_DATA), and where memory does not suffice (ENVIRONMENT).
     """
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
@@ -144,7 +145,7 @@ def _train(
     about: str,
     notes: Mapping[str, Any],
 ) -> Iterator[Progress]:
-    check(config)
+    check_sampling(config)
     placement = place(config.train.precision, accelerator.device)
     state = State(config, placement, about=about)
     pairs, withheld = _divided_pairs(config)
@@ -158,7 +159,8 @@ def _train(
     if start == 0 and config.train.init:
         state.start_from(config.train.init)
     judge = _Judge(run, start, state, withheld) if withheld else None
-    if judge and judge.exhausted():
+    if judge and (judge.exhausted() or start >= config.train.steps):
+        judge.refuse_none()
         return
     loss_of = accelerator.prepare(make_loss(state.model, Diffusion(config.diffusion), config))
     grids = accelerator.is_main_process and config.train.sample_every > 0
@@ -213,6 +215,8 @@ def _train(
                     path = run / "samples" / f"step_{done:08d}.png"
                     write_bytes(path, encode_png(sample_grid(state, pairs)))
             accelerator.wait_for_everyone()
+            if judge and stopping and not stopped:
+                judge.refuse_none()
             yield progress
             if stopping:
                 break
@@ -282,6 +286,15 @@ class _Judge:
         patience = self.state.config.train.patience
         best = min(self.losses, key=lambda step: (self.losses[step], step), default=0)
         return 0 < patience <= sum(step > best for step in self.losses)
+
+    def refuse_none(self) -> None:
+        """UserError (BAD_DATA) where a training ends without a model that was worth keeping."""
+        if self.losses and min(self.losses.values()) == math.inf:
+            raise UserError(
+                f"{self.path}: at none of {len(self.losses)} savings had the withheld people a "
+                "finite loss, so no model was kept; lower train.lr in another folder",
+                BAD_DATA,
+            )
 
     @torch.inference_mode()
     def loss(self) -> float:

@@ -353,9 +353,10 @@ class Bench:
         """Choose among the candidates in a folder, once for all rows."""
         from pidm_reid import scoring
 
-        table, note = self.table, out / "selection.json"
+        table, note = self.table, out / folder.SELECTED
         asked = {**scoring.asked_of(table.student, table.selection), "plan": work.split["plan"]}
-        if note.is_file() and read_json(note) == asked:
+        there = note.is_file() and (out / folder.SELECTION).is_file()
+        if there and read_json(note) == asked:
             return
         with folder.spending(out, "selection_seconds"):
             choices, among_real = scoring.choose(

@@ -188,3 +188,5 @@ class ReidTable:
                 raise UserError(f"{key}: at least one is needed")
         if min(self.seeds) < 0:
             raise UserError(f"seeds: {min(self.seeds)} is not at least 0")
+        if max(self.seeds) >= 2**32:
+            raise UserError(f"seeds: {max(self.seeds)} is not below 2^32")

@@ -47,11 +47,16 @@ def cells(table: ReidTable) -> list[Cell]:
 
 def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
     """Do all cells; yields each with the content of its result.json and whether it is new."""
+    from pidm_reid import scoring
+
     bench = Bench(table)
     todo = {cell: bench.of(cell).configuration(cell) for cell in cells(table)}
     for cell, configuration in todo.items():
         if (path := cell.path(table)).is_file():
             refuse_changes(path, read_json(path)["configuration"], configuration)
+    for cell in todo:
+        if bench.rows[cell.row].selected and not cell.path(table).is_file():
+            scoring.check_judges(bench.of(cell).work(cell), table.student, seed=cell.seed)
     save_config(table, Path(table.results) / table.name / CONFIG)
     for cell, configuration in todo.items():
         path = cell.path(table)
@@ -79,7 +84,7 @@ def draw_sheet(table: ReidTable) -> Path | None:
     if not generated.is_dir():  # of a table that was copied here
         return None
     truth = bench.folder(replace(cell, row="oracle")) / folder.BASE / folder.TRAIN
-    same = (bench.table.plan, bench.table.per_image) == (table.plan, table.per_image)  # plan
+    same = (bench.table.plan, bench.table.per_image) == (table.plan, table.per_image)
     path = Path(table.results) / table.name / "sheet.png"
     write_sheet(
         path,
@@ -110,7 +115,7 @@ def outlook(table: ReidTable) -> list[str]:
             mebibytes += WEIGHTS_MIB * (row.train == "real")
         if not done and synthetic and row.source != "images" and bench.folder(cell) not in shared:
             shared.add(bench.folder(cell))
-            passes += 2 * table.selection.network.steps * student.batch_size * row.selected
+            passes += 2 * bench.table.selection.network.steps * student.batch_size * row.selected
             size = np.mean([record.path.stat().st_size for record in work.real])
             without = bench.folder(replace(cell, row="PIDM-strict"))  # whose images are taken over
             there = len(folder.read_ledger(without / folder.MANIFEST))

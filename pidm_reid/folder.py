@@ -45,6 +45,7 @@ TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 BASE, ALIAS = "market1501", "Market-1501-v15.09.15"
 SPLIT, PLAN, MANIFEST = "split.json", "plan.jsonl", "manifest.jsonl"
 SELECTION, AMONG_REAL = "selection.jsonl", "selection_real.json"
+SELECTED = "selection.json"  # beside images that a table chose among: by which rule
 COST = "cost.jsonl"
 FORMAT = 1
 CHECK = "check"  # of a line or a file: the checksum of the rest
@@ -94,6 +95,13 @@ def read_augmented(root: str | Path, *, verify: bool = True) -> Augmented:
             BAD_DATA,
         )
     choices = read_lines(root / SELECTION)
+    selected = choices or "selection" in split or (root / SELECTED).is_file()
+    if selected and (unknown := ledger.keys() - choices.keys()):
+        raise UserError(
+            f"{root / SELECTION}: says nothing of {len(unknown)} images, such as {min(unknown)}; "
+            "select anew",
+            BAD_DATA,
+        )
     dropped = {name for name, choice in choices.items() if not choice.get("kept")}
     synthetic = tuple(name for name in sorted(ledger) if name not in dropped)
     planned = 0 if "selection" in split else int(split.get("recipes", 0))
@@ -103,8 +111,9 @@ def read_augmented(root: str | Path, *, verify: bool = True) -> Augmented:
 
 def _check_split(split: Mapping[str, Any], where: str) -> None:
     kinds = {"real": list, "seed": int, "settings": dict, "policy": dict}
+    kinds["recipes"] = int
     kinds |= dict.fromkeys(("poses", "renderer", "generator_saw", "plan"), str)
-    needed = kinds.keys() - {"policy"}
+    needed = kinds.keys() - {"policy", "recipes"}
     for key, kind in kinds.items():
         if not isinstance(split.get(key, None if key in needed else kind()), kind):
             raise UserError(f"{where}: '{key}' is missing or no {kind.__name__}", BAD_DATA)
@@ -124,7 +133,11 @@ def read_lines(path: Path) -> dict[str, dict[str, Any]]:
             if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
                 raise UserError(f"{path}:{number}: no file_name in this line; remove it", BAD_DATA)
             if entry.pop(CHECK, None) and parse_entry(line.encode()) is None:
-                raise UserError(f"{path}:{number}: altered since it was written", BAD_DATA)
+                raise UserError(
+                    f"{path}:{number}: altered since it was written; remove the file, and the same "
+                    "command writes it anew",
+                    BAD_DATA,
+                )
             entries[refuse_path(entry["file_name"], f"{path}:{number}")] = entry
     return entries
 
@@ -349,6 +362,10 @@ def lay_out(out: Path, real: Sequence[Record], *, copy: bool) -> None:
             place(original, home / subset, copy=copy)
     if not copy:
         _link_spellings(out)
+        return
+    for link in (out / BASE / ALIAS, out / ALIAS):  # of a call without copy
+        if link.is_symlink():
+            link.unlink(missing_ok=True)
 
 
 def write_market1501(
@@ -391,8 +408,10 @@ def _link_spellings(out: Path) -> None:
 def place(original: Path, target: Path, *, copy: bool) -> None:
     """Link or copy a file or folder to `target`, unless it is there; a copy replaces a link."""
     if copy and target.is_symlink():
-        target.unlink()
-    if os.path.lexists(target) and not (copy and original.is_dir()):
+        if original.is_dir():
+            with suppress(IsADirectoryError, PermissionError):  # another shard was faster
+                target.unlink(missing_ok=True)
+    elif os.path.lexists(target) and not (copy and original.is_dir()):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     if not copy:

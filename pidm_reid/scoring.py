@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from pidm_reid import coverage, finetune, folder, selection
 from pidm_reid.config import SELECTION_RULE, NetworkConfig, SelectionConfig
 from pidm_reid.plan import Recipe, fingerprint, write_recipes
 from pidm_reid.selection import Choice
+from pidm_reid.synthesize import Work
 from pidm_reid.weights import describe_weights
 
 
@@ -85,10 +86,20 @@ def choose(
     return sorted(choices, key=lambda choice: choice.file_name), among_real
 
 
-def check_judges(real: Sequence[Record], student: NetworkConfig, *, seed: int) -> None:
-    """UserError where half of the people have fewer images than a batch of their judge."""
-    for half in selection.folds([record.pid for record in real], seed=seed):
-        finetune.check_batch(sum(record.pid in half for record in real), student)
+def check_judges(work: Work, student: NetworkConfig, *, seed: int) -> None:
+    """UserError where a judge of these people would have fewer images than a batch."""
+    pids = {record.name: record.pid for record in work.real}
+    check_halves(work.real, {pids[r.source] for r in work.recipes}, student, seed=seed)
+
+
+def check_halves(
+    real: Sequence[Record], made: Set[int], student: NetworkConfig, *, seed: int
+) -> None:
+    """The same for the people `made`, each judged by a network of the other half's real images."""
+    halves = selection.folds([record.pid for record in real], seed=seed)
+    for half, others in (halves, halves[::-1]):
+        if made & half:
+            finetune.check_batch(sum(record.pid in others for record in real), student)
 
 
 def asked_of(student: NetworkConfig, config: SelectionConfig) -> dict[str, Any]:
@@ -133,12 +144,12 @@ def select_folder(
     images = augmented.train_folder
     real = [Record(images / n, n, *folder.person(n)) for n in augmented.real]
     made_of = fingerprint({name: entry["sha256"] for name, entry in ledger.items()})
+    pids = {record.name: record.pid for record in real}
     asked = {**asked_of(student, config), "keep": keep, "seed": seed, "images": made_of}
-    check_judges(real, student, seed=seed)
+    check_halves(real, {pids[recipe.source] for recipe in recipes}, student, seed=seed)
     folder.start_folder(out, {**augmented.split, "selection": asked})
     if not (out / folder.SELECTION).is_file():
         beside = keypoints or find_keypoints(real[0].path.resolve().parent.parent)
-        pids = {record.name: record.pid for record in real}
         made = Counter(pids[recipe.source] for recipe in recipes)
         choices, among_real = choose(
             real,

@@ -40,24 +40,39 @@ def _lists(
     if not path.is_file():
         yield f"{path}: removed"
     elif split.get("plan"):  # an import has none
-        if "selection" not in split and sha256(path) != split["plan"]:  # which keeps a part of it
+        if "selection" in split:  # whose plan is a part of the one that was made
+            for name in sorted(recipes.keys() & ledger.keys()):
+                if any(ledger[name].get(key) != value for key, value in recipes[name].items()):
+                    yield f"{path}: altered since it was made ({name})"
+        elif sha256(path) != split["plan"]:
             yield f"{path}: altered since it was made"
         if waiting := [name for name in recipes if name not in ledger]:
             yield f"{root}: {len(waiting)} planned images are not there, such as {waiting[0]}"
         for name in sorted(ledger.keys() - recipes.keys()):
             yield f"{root / folder.MANIFEST}: names {name}, which is not planned"
-    selection = root / folder.SELECTION
-    choices = selection.read_bytes().splitlines() if selection.is_file() else []
-    checked = any(folder.parse_entry(line) for line in choices)  # not by earlier versions
-    for number, line in enumerate(choices, 1):
-        if checked and folder.parse_entry(line) is None:
-            yield f"{selection}:{number}: altered since it was written"
+    yield from _selection(root, split, ledger)
     for file in folder.ledgers(root / folder.MANIFEST):
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 torn = not line.rstrip().endswith(b'"}')  # by a crash; written anew later on
                 if not torn and folder.parse_entry(line) is None:
                     yield f"{file}:{number}: altered since it was written"
+
+
+def _selection(root: Path, split: Mapping[str, Any], ledger: Entries) -> Iterator[str]:
+    """A selection is as it was written, and says something of every image."""
+    path = root / folder.SELECTION
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    entries = [folder.parse_entry(line) for line in lines]
+    if lines and not any(entries):  # of an earlier version, without checksums
+        return
+    altered = [number for number, entry in enumerate(entries, 1) if entry is None]
+    for number in altered:
+        yield f"{path}:{number}: altered since it was written"
+    selected = lines or "selection" in split or (root / folder.SELECTED).is_file()
+    unknown = ledger.keys() - {entry["file_name"] for entry in entries if entry}
+    if selected and unknown and not altered:
+        yield f"{path}: says nothing of {len(unknown)} images, such as {min(unknown)}"
 
 
 def _generated(root: Path, ledger: Entries) -> Iterator[str]:

@@ -28,7 +28,7 @@ ARROWS = {
             "data datasets feature_metrics feature_networks image_metrics image_names joint_judge "
             "progress",
         "image_table": "evaluation keypoints pose sheets",
-        "pair_images": "data datasets keypoints pipeline",
+        "pair_images": "data datasets keypoints pipeline progress",
         "ablation": "datasets pair_images pipeline train", "sheets": "",
         "pose": "keypoints",
         "data": "keypoints pose",
@@ -56,7 +56,7 @@ ARROWS = {
         "distill": "checkpoint diffusion hardware model train",
         "comparison": "feature_metrics pipeline probe probe_report",
         "probe_networks": "hardware keypoints",
-        "joint_judge": "keypoints probe_networks progress",
+        "joint_judge": "data keypoints probe_networks progress",
         "probe": "data diffusion garments image_metrics keypoints probe_networks",
         "probe_report":
             "hardware keypoints pipeline pose probe probe_networks progress sheets toy_market",
@@ -73,7 +73,7 @@ ARROWS = {
         "lease": "folder", "verify": "folder plan",
         "leaks": "folder",
         "selection": "config plan retrieval",
-        "scoring": "config coverage finetune folder plan selection weights",
+        "scoring": "config coverage finetune folder plan selection synthesize weights",
         "strict": "folder synthesize",
         "pool": "folder generators plan synthesize",
         "dataset": "folder compat pool",
@@ -84,7 +84,7 @@ ARROWS = {
         "bench":
             "cameras compat config coverage finetune folder generators imported leaks lease plan "
             "pool retrieval rows scoring strict synthesize weights",
-        "experiment": "bench config finetune folder plan rows sheet table",
+        "experiment": "bench config finetune folder plan rows scoring sheet table",
     },
 }  # fmt: skip
 READERS = {"doctor", "verify", "studio"}

@@ -193,6 +193,10 @@ def test_one_image_is_opened_as_its_data_set_shows_it(
     mask = tmp_path / "mask.png"
     write_bytes(mask, encode_png(load_image(people.records[0].path)))
     assert np.array_equal(open_image(mask, like=people.records[0].path), people.open(0)[0])
+    write_bytes(mask, encode_png(people.open(0)[0]))  # drawn over what is shown
+    assert np.array_equal(open_image(mask, like=people.records[0].path), people.open(0)[0])
+    with pytest.raises(UserError, match="nowhere"):
+        open_image(tmp_path / "nowhere" / people.records[0].name)
 
 
 @pytest.mark.parametrize("name", ["fasion-annotation-train", "fashion-resize-annotation-train"])

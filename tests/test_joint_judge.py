@@ -94,6 +94,18 @@ def test_the_network_learns_from_the_real_images_and_is_kept(
     with pytest.raises(UserError, match="no joints of the real images") as error:
         read_judge(files[8:], tmp_path / "joints.csv", table, cache=tmp_path)
     assert error.value.code == BAD_DATA
+    with pytest.raises(UserError, match="1 real images share their names"):
+        read_judge([files[0], *files], tmp_path / "joints.csv", table, cache=tmp_path)
+    twice = {path.name: 2 * exact[path.name] for path in files}
+    write_keypoints(tmp_path / "joints.csv", twice)
+    with pytest.raises(UserError, match="for images of another size"):
+        judged()
+    write_keypoints(
+        tmp_path / "joints.csv",
+        {"a/1.jpg": exact[files[0].name], "b/1.jpg": middle(np.empty((1, *INPUT, 3)))[0]},
+    )
+    with pytest.raises(UserError, match="share a name without folder"):
+        judged()
 
 
 def test_the_tool_says_what_the_joints_need(

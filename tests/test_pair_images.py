@@ -136,6 +136,8 @@ def test_a_copied_source_stands_under_the_pairs_name_as_it_counts(
     assert np.array_equal(image, load_image(nested.records[0].path)[:, 5:25])
     with pytest.raises(UserError, match="other baseline"):
         next(copy_pairs(nested, pairs, nested, pairs[:, 0], out, by="pose"))
+    with pytest.raises(UserError, match="other answers"):
+        next(copy_pairs(nested, pairs, nested, pairs[:, 1], out, by="source"))
 
 
 def test_a_joint_of_one_image_alone_counts_half_the_height(nested: People) -> None:
@@ -143,13 +145,17 @@ def test_a_joint_of_one_image_alone_counts_half_the_height(nested: People) -> No
     partial = target.copy()
     partial[:9] = np.nan  # 9 of 18 joints, 20 px each: 10 px on average
     poses = [target + 12, target + 3, partial, np.full_like(target, np.nan)]  # 17, 4.2, 10, 20 px
-    train = People(nested.records, dict(zip(nested.keypoints, poses, strict=True)))
+    train = People(
+        nested.records, dict(zip(nested.keypoints, poses, strict=True)), view=nested.view
+    )
     pairs, order = np.array([[0, 1]]), []
     while train.keypoints:
         (nearest,) = nearest_poses(nested, pairs, train)
         order.append(int(nearest))
         del train.keypoints[train.records[nearest].name]
     assert order == [1, 2, 0, 3]
+    with pytest.raises(UserError, match="no training image has joints"):
+        nearest_poses(nested, pairs, train)
 
 
 def test_the_tool_answers_with_photographs(drawn_people: Path, tmp_path: Path) -> None:

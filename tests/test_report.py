@@ -303,6 +303,7 @@ def test_hostile_names_are_text_and_lead_nowhere(tmp_path: Path) -> None:
     work = planned(market)
     render_all(work, tmp_path / "made")
     outside = next((market / "market1501/query").iterdir()).name
+    rest = [{"file_name": recipe.file_name, "kept": True} for recipe in work.recipes[1:]]
     line = {
         "file_name": work.recipes[0].file_name,
         "kept": False,
@@ -310,7 +311,8 @@ def test_hostile_names_are_text_and_lead_nowhere(tmp_path: Path) -> None:
         "reason": HOSTILE,
         "nearest": f"../query/{outside}",
     }
-    (tmp_path / "made/selection.jsonl").write_text(json.dumps(line) + "\n")
+    lines = "".join(json.dumps(one) + "\n" for one in (line, *rest))
+    (tmp_path / "made/selection.jsonl").write_text(lines)
     seen = Checked(write_folder_report(tmp_path / "made"))
     assert f"dropped: {HOSTILE}" in seen.words
     assert "not in this folder" in seen.words

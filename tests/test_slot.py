@@ -209,7 +209,7 @@ def test_a_table_without_a_run_folder_is_refused(
     config = Path("table.yaml")
     lines = [line for line in config.read_text().splitlines() if not line.startswith("run:")]
     config.write_text("\n".join([*lines, f"run: '{run}'"]))
-    with pytest.raises(UserError, match=f"run '{run}' is no folder"):
+    with pytest.raises(UserError, match=f"run '{run}' is no path"):
         call("slot", *RUN)
     assert not Path("out").exists()
 

@@ -361,7 +361,16 @@ def test_the_model_kept_is_the_one_that_denoises_withheld_people_best(
     assert list(train(config, tmp_path)) == []  # it stays ended
 
 
-def test_a_judge_without_a_finite_loss_keeps_nothing_and_the_advice_comes(
+def test_a_training_whose_judge_never_has_a_finite_loss_ends_in_advice(
+    config: PIDMConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pidm_train._Judge, "loss", lambda self: math.nan)
+    for _ in range(2):  # and so does the same command again
+        with pytest.raises(UserError, match=r"at none of 2 savings .* lower train\.lr"):
+            finish(judged(config, steps=4), tmp_path)
+
+
+def test_a_saving_without_a_finite_loss_is_not_the_best(
     config: PIDMConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([math.nan, 0.5, math.inf])

@@ -106,7 +106,19 @@ def test_an_altered_choice_is_named_and_read_by_nothing(market: Path, tmp_path: 
     assert folder.read_augmented(tmp_path).synthetic == tuple(names[1:])
     assert read_choices(tmp_path) == choices
     path = tmp_path / folder.SELECTION
-    path.write_text(path.read_text().replace('"kept": false', '"kept": true'))
+    whole = path.read_text()
+    (tmp_path / folder.SELECTED).write_text("{}")  # as a table leaves it
+    for less in (whole.splitlines(keepends=True)[1:], [], None):
+        path.write_text("".join(less or []))
+        if less is None:
+            path.unlink()
+        unknown = len(names) if not less else 1
+        assert f"says nothing of {unknown} images" in "".join(verify.faults(tmp_path))
+        with pytest.raises(UserError, match=f"says nothing of {unknown} images"):
+            folder.read_augmented(tmp_path)
+    path.write_text(whole)
+    assert list(verify.faults(tmp_path)) == []
+    path.write_text(whole.replace('"kept": false', '"kept": true'))
     assert [line.rpartition("/")[2] for line in verify.faults(tmp_path)] == [
         "selection.jsonl:1: altered since it was written"
     ]
@@ -124,6 +136,9 @@ def test_an_image_lost_from_a_selection_is_named(market: Path, tmp_path: Path) -
     ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[1:]))
     (tmp_path / TRAIN / lost).unlink()
     assert f"1 planned images are not there, such as {lost}" in "".join(verify.faults(tmp_path))
+    plan = tmp_path / folder.PLAN
+    plan.write_text(plan.read_text().replace('"replica": 0', '"replica": 1'))
+    assert "plan.jsonl: altered since it was made (" in "".join(verify.faults(tmp_path))
 
 
 def test_links_to_nowhere_and_a_plan_of_others_are_named(market: Path, tmp_path: Path) -> None:

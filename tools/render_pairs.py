@@ -27,12 +27,12 @@ class Options(Sampling):
     count: int = 0
     """Pairs that are drawn, chosen evenly by chance (0: all)."""
     baseline: Literal["", "source", "pose"] = ""
-    """Draw nothing, but answer with the source image, or with the training image of the nearest
-    pose: what a generator must beat."""
+    """Draw nothing, but answer with the source image, or (where the data set has its own training
+    images) with that of the nearest pose: what a generator must beat."""
     seeds: int = 1
     """Images of each pair; 8 show the diversity."""
     out: str = ""
-    """Folder (default: results/pairs/ and the name of the run)."""
+    """Folder (default: results/pairs/ and the name of the run or the baseline)."""
     dry_run: bool = False
     """Say how many images would be drawn, and stop."""
 

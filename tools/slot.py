@@ -85,14 +85,13 @@ def work(argv: list[str]) -> int:
         return str(max(1e-3, (end - time.monotonic()) / 60) if options.minutes else 0)
 
     from pidm_core import has_market1501
-    from pidm_core.config import bundled_folder
     from pidm_core.packs import pieces, unpack
 
     table = load_config(ReidTable, options.table)
-    if bundled_folder(table.run) or not table.run:
+    if "/" not in table.run:
         raise UserError(
-            f"{options.table}: run '{table.run}' is no folder such as runs/market1501_slot, where "
-            "the trained model goes"
+            f"{options.table}: run '{table.run}' is no path for the trained model, such as "
+            "runs/market1501_slot"
         )
     data, model, results = Path(table.data), Path(table.run), Path(table.results) / table.name
     places = {"train": data, "test": data, "run": model.parent, "results": results}

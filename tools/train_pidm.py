@@ -42,9 +42,9 @@ def main(argv: list[str] | None = None) -> int:
 
     from pidm_core.hardware import place
     from pidm_core.model import PIDM
-    from pidm_core.train import check, load_pairs, train, watch
+    from pidm_core.train import check_sampling, load_pairs, train, watch
 
-    check(config)
+    check_sampling(config)
 
     talks = os.environ.get("RANK", "0") == "0"  # of several processes the first
     with torch.device("meta"):  # to be counted, not to be kept

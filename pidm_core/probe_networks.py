@@ -9,7 +9,6 @@ Legend: B batch, H W size of the pictures in px.
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,8 +25,7 @@ from torch import Tensor, nn
 from pidm_core.files import BAD_DATA, UserError, sha256, write_bytes
 from pidm_core.hardware import Placement, place
 from pidm_core.keypoints import mirror
-
-log = logging.getLogger(__name__)
+from pidm_core.progress import track
 
 INPUT = (64, 32)  # height and width that the networks see, px
 GRID = (16, 8)  # of their first features
@@ -246,8 +244,8 @@ def _learned(
     if path.is_file():
         _load(network, path)
         return
-    log.info("training the %s network of the probe (%d steps) -> %s", kind, steps, path)
-    _fit(place("fp32").module(network), loss, examples(), steps=steps)
+    label = f"learn {kind} -> {path}"
+    _fit(place("fp32").module(network), loss, examples(), steps=steps, label=label)
     state = {k: v.cpu().contiguous() for k, v in network.state_dict().items()}
     write_bytes(path, save_tensors(state))
 
@@ -331,6 +329,7 @@ def _fit(
     examples: _Examples,
     *,
     steps: int,
+    label: str,
 ) -> None:
     training = examples.training
     rng = np.random.default_rng(training.seed)
@@ -339,11 +338,9 @@ def _fit(
     )
     rate = torch.optim.lr_scheduler.OneCycleLR(adam, training.lr, total_steps=steps)
     network.train()
-    for step in range(steps):
+    for _ in track(range(steps), total=steps, label=label, unit="steps", each=1):
         value = loss(network, examples.draw(rng))
         adam.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
         adam.step()
         rate.step()
-        if step % 100 == 0:
-            log.info("step %d of %d: loss %.3f", step, steps, value.item())

@@ -55,7 +55,7 @@ ARROWS = {
             "checkpoint data datasets estimator feature_networks hardware keypoints weight_files",
         "distill": "checkpoint diffusion hardware model train",
         "comparison": "feature_metrics pipeline probe probe_report",
-        "probe_networks": "hardware keypoints",
+        "probe_networks": "hardware keypoints progress",
         "joint_judge": "data keypoints probe_networks progress",
         "probe": "data diffusion garments image_metrics keypoints probe_networks",
         "probe_report":

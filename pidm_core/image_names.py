@@ -34,9 +34,16 @@ def named_pair(
         head = words
         while separator in head:
             head = head.rpartition(separator)[0]
-            source, target = (
-                _ENDING.sub("", part) for part in (head, words[len(head) + len(separator) :])
-            )
-            if (sources is None or source in sources) and (targets is None or target in targets):
+            source = _known(head, sources)
+            target = _known(words[len(head) + len(separator) :], targets)
+            if source is not None and target is not None:
                 return source, target
     return None
+
+
+def _known(part: str, names: Container[str] | None) -> str | None:
+    """The known name that a part stands for; some of Market-1501's end in `.jpg.jpg`."""
+    bare = _ENDING.sub("", part)
+    if names is None:
+        return bare
+    return next((name for name in (part, bare) if name in names), None)

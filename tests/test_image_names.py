@@ -47,3 +47,11 @@ def test_known_names_say_where_to_cut() -> None:
     assert named_pair(name, sources={"a", "a_2_b"}, targets={"b_2_c", "c"}) == ("a_2_b", "c")
     assert named_pair(name, sources={"a_2_b"}, targets={"b_2_c"}) is None
     assert named_pair("0002_c1_gan") is None
+
+
+def test_a_name_may_itself_end_in_an_ending() -> None:
+    """As 18 images of Market-1501's gallery do: 1488_c3s3_071344_02.jpg.jpg."""
+    name = f"{A}.jpg_2_{B}.jpg_vis"
+    assert named_pair(name, targets={f"{B}.jpg"}) == (A, f"{B}.jpg")
+    assert named_pair(name, sources={f"{A}.jpg"}, targets={B}) == (f"{A}.jpg", B)
+    assert named_pair(name, sources={A}, targets={B}) == (A, B)

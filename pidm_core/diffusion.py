@@ -416,7 +416,6 @@ def sample_images(
 
     `noise` and `known` are those of Diffusion.sample, `absent` that of `guided`.
     """
-    diffusion.timesteps(settings.steps, settings.spacing)  # an impossible number is refused at once
     turn = iter(turns(model, diffusion, x_p=x_p, texture=texture, settings=settings, absent=absent))
     steps = diffusion.sample(
         lambda y_t, t: next(turn)(y_t, t),

@@ -56,7 +56,8 @@ def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
             refuse_changes(path, read_json(path)["configuration"], configuration)
     for cell in todo:
         if bench.rows[cell.row].selected and not cell.path(table).is_file():
-            scoring.check_judges(bench.of(cell).work(cell), table.student, seed=cell.seed)
+            work = bench.of(cell).work(cell)
+            scoring.check_judges(work.real, work.recipes, table.student, seed=cell.seed)
     save_config(table, Path(table.results) / table.name / CONFIG)
     for cell, configuration in todo.items():
         path = cell.path(table)

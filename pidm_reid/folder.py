@@ -95,8 +95,7 @@ def read_augmented(root: str | Path, *, verify: bool = True) -> Augmented:
             BAD_DATA,
         )
     choices = read_lines(root / SELECTION)
-    selected = choices or "selection" in split or (root / SELECTED).is_file()
-    if selected and (unknown := ledger.keys() - choices.keys()):
+    if was_selected(root, split) and (unknown := ledger.keys() - choices.keys()):
         raise UserError(
             f"{root / SELECTION}: says nothing of {len(unknown)} images, such as {min(unknown)}; "
             "select anew",
@@ -107,6 +106,11 @@ def read_augmented(root: str | Path, *, verify: bool = True) -> Augmented:
     planned = 0 if "selection" in split else int(split.get("recipes", 0))
     missing = max(0, planned - len(ledger))
     return Augmented(root, split, tuple(sorted(split["real"])), synthetic, missing)
+
+
+def was_selected(root: Path, split: Mapping[str, Any]) -> bool:
+    """Whether images were chosen in a folder, though what says which may be lost."""
+    return "selection" in split or any((root / n).is_file() for n in (SELECTION, SELECTED))
 
 
 def _check_split(split: Mapping[str, Any], where: str) -> None:

@@ -234,7 +234,7 @@ class Succession:
         self.manifest = folder.read_ledger(root / folder.MANIFEST)
         lines = folder.read_lines(root / folder.PLAN)
         planned = {name: str(line.get("source")) for name, line in lines.items()}
-        if "selection" in self.split or (root / folder.SELECTION).is_file():
+        if folder.was_selected(root, self.split):
             raise UserError(
                 f"{root}: holds a selection, and images that nobody chose would take its place; "
                 "give the folder as tools/synthesize.py made it"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from pidm_reid import coverage, finetune, folder, selection
 from pidm_reid.config import SELECTION_RULE, NetworkConfig, SelectionConfig
 from pidm_reid.plan import Recipe, fingerprint, write_recipes
 from pidm_reid.selection import Choice
-from pidm_reid.synthesize import Work
 from pidm_reid.weights import describe_weights
 
 
@@ -86,20 +85,16 @@ def choose(
     return sorted(choices, key=lambda choice: choice.file_name), among_real
 
 
-def check_judges(work: Work, student: NetworkConfig, *, seed: int) -> None:
-    """UserError where a judge of these people would have fewer images than a batch."""
-    pids = {record.name: record.pid for record in work.real}
-    check_halves(work.real, {pids[r.source] for r in work.recipes}, student, seed=seed)
-
-
-def check_halves(
-    real: Sequence[Record], made: Set[int], student: NetworkConfig, *, seed: int
+def check_judges(
+    real: Sequence[Record], recipes: Iterable[Recipe], student: NetworkConfig, *, seed: int
 ) -> None:
-    """The same for the people `made`, each judged by a network of the other half's real images."""
-    halves = selection.folds([record.pid for record in real], seed=seed)
-    for half, others in (halves, halves[::-1]):
+    """UserError where a judge of these recipes' images would have fewer images than a batch."""
+    pids = {record.name: record.pid for record in real}
+    made = {pids[recipe.source] for recipe in recipes}
+    halves = selection.folds(list(pids.values()), seed=seed)
+    for half, others in (halves, halves[::-1]):  # each is judged by a network of the others
         if made & half:
-            finetune.check_batch(sum(record.pid in others for record in real), student)
+            finetune.check_batch(sum(pid in others for pid in pids.values()), student)
 
 
 def asked_of(student: NetworkConfig, config: SelectionConfig) -> dict[str, Any]:
@@ -146,7 +141,7 @@ def select_folder(
     made_of = fingerprint({name: entry["sha256"] for name, entry in ledger.items()})
     pids = {record.name: record.pid for record in real}
     asked = {**asked_of(student, config), "keep": keep, "seed": seed, "images": made_of}
-    check_halves(real, {pids[recipe.source] for recipe in recipes}, student, seed=seed)
+    check_judges(real, recipes, student, seed=seed)
     folder.start_folder(out, {**augmented.split, "selection": asked})
     if not (out / folder.SELECTION).is_file():
         beside = keypoints or find_keypoints(real[0].path.resolve().parent.parent)

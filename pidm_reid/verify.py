@@ -69,9 +69,8 @@ def _selection(root: Path, split: Mapping[str, Any], ledger: Entries) -> Iterato
     altered = [number for number, entry in enumerate(entries, 1) if entry is None]
     for number in altered:
         yield f"{path}:{number}: altered since it was written"
-    selected = lines or "selection" in split or (root / folder.SELECTED).is_file()
     unknown = ledger.keys() - {entry["file_name"] for entry in entries if entry}
-    if selected and unknown and not altered:
+    if folder.was_selected(root, split) and unknown and not altered:
         yield f"{path}: says nothing of {len(unknown)} images, such as {min(unknown)}"
 
 

@@ -73,7 +73,7 @@ ARROWS = {
         "lease": "folder", "verify": "folder plan",
         "leaks": "folder",
         "selection": "config plan retrieval",
-        "scoring": "config coverage finetune folder plan selection synthesize weights",
+        "scoring": "config coverage finetune folder plan selection weights",
         "strict": "folder synthesize",
         "pool": "folder generators plan synthesize",
         "dataset": "folder compat pool",

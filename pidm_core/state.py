@@ -27,7 +27,7 @@ from pidm_core.model import PIDM
 from pidm_core.seen import FILE as SEEN
 
 log = logging.getLogger(__name__)
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class State:
@@ -42,30 +42,42 @@ class State:
         values = [p.detach().clone() for p in network.parameters()]
         self.model = placement.module(network)
         self._parameters: list[Tensor] = [*self.model.parameters()]
-        self.master = {
-            # in the layout of the network's: copies from one layout to another are slow
-            name: torch.empty_like(parameter, dtype=torch.float32).detach().copy_(value)
-            for (name, parameter), value in zip(network.named_parameters(), values, strict=True)
-        }
-        self.ema = {name: value.clone() for name, value in self.master.items()}
-        for value in self.master.values():
-            value.grad = torch.empty_like(value)
-        self.adam = torch.optim.Adam(self.master.values(), lr=config.train.lr, fused=True)
+        self._names = [name for name, _ in self.model.named_parameters()]
+        # One vector of all weights, and of all gradients: the parts have the layout of the
+        # network's, for copies from one layout to another are slow, and fused Adam makes them.
+        count = sum(value.numel() for value in values)
+        self._weights = torch.empty(count, device=placement.device)
+        self._weights.grad = torch.empty_like(self._weights)
+        self.adam = torch.optim.Adam([self._weights], lr=config.train.lr, fused=True)
+        self.master = self._parts(self._weights)
+        self._fill(self.master, dict(zip(self._names, values, strict=True)))
+        self._averages = self._weights.clone()
+        self.ema = self._parts(self._averages)
         self._publish()
+
+    def _parts(self, vector: Tensor) -> dict[str, Tensor]:
+        """What each parameter has of a vector, in the parameter's layout."""
+        sizes = [parameter.numel() for parameter in self._parameters]
+        return {
+            name: part.as_strided(parameter.shape, parameter.stride())
+            for name, parameter, part in zip(
+                self._names, self._parameters, torch.split(vector, sizes), strict=True
+            )
+        }
 
     def clip(self) -> Tensor:
         """Move the gradients to the master weights, clipped; their norm before that."""
-        for value, parameter in zip(self.master.values(), self._parameters, strict=True):
-            assert value.grad is not None
+        assert self._weights.grad is not None
+        gradients = [*self._parts(self._weights.grad).values()]
+        for gradient, parameter in zip(gradients, self._parameters, strict=True):
             if parameter.grad is None:
-                value.grad.zero_()
+                gradient.zero_()
             else:
-                value.grad.copy_(parameter.grad)
+                gradient.copy_(parameter.grad)
             parameter.grad = None
-        gradients = [g for g in (v.grad for v in self.master.values()) if g is not None]
         limit, norm = self.config.train.clip_norm, nn.utils.get_total_norm(gradients, foreach=True)
         if norm.device.type != "cpu" or not norm <= limit:  # a GPU would have to be waited for
-            nn.utils.clip_grads_with_norm_(self.master.values(), limit, norm, foreach=True)
+            nn.utils.clip_grads_with_norm_(self._weights, limit, norm)
         return norm
 
     def update(self, step: int) -> None:
@@ -75,7 +87,7 @@ class State:
         self.adam.step()
         # The paper's EMA; while the rate warms up it is a plain copy, as in the official code.
         decay = options.ema_decay if step >= options.warmup_steps else 0.0
-        torch._foreach_lerp_(list(self.ema.values()), list(self.master.values()), 1 - decay)
+        self._averages.lerp_(self._weights, 1 - decay)
         self._publish()
 
     def _publish(self) -> None:
@@ -94,12 +106,13 @@ class State:
 
     def save(self, run: Path, step: int, *, model: bool = True) -> None:
         """Write a checkpoint and, unless told not to, the model folder."""
-        adam = self.adam.state_dict()["state"]
+        adam = self.adam.state[self._weights]
         moments = {
-            f"{name}.{key}": adam[index][key]
-            for index, name in enumerate(self.master)
+            f"{name}.{key}": part
             for key in MOMENTS
+            for name, part in self._parts(adam[key]).items()
         }
+        moments |= {f"{name}.step": adam["step"].clone() for name in self._names}
         samples = step * self.batch
         if model:  # first: a kill in between must not leave a checkpoint whose model is lost
             card = _card(self.config, step, samples, self.about)
@@ -154,21 +167,19 @@ class State:
 
     def _take(self, tensors: Mapping[str, dict[str, Tensor]], run: Path) -> None:
         """Take the tensors of a checkpoint."""
-        moments = {
-            f"{name}.{key}": torch.zeros(()) if key == "step" else value
-            for name, value in self.master.items()
-            for key in MOMENTS
-        }
+        moments = {f"{name}.step": torch.zeros(()) for name in self._names}
+        for key in MOMENTS:
+            moments |= {f"{name}.{key}": value for name, value in self.master.items()}
         for part, own in (("weights", self.master), ("ema", self.ema), ("adam", moments)):
             check_weights(own, tensors.get(part, {}), run / f"checkpoints/…/{part}.safetensors")
         self._fill(self.master, tensors["weights"])
         self._fill(self.ema, tensors["ema"])
-        for name, value in self.master.items():
-            moments = {key: tensors["adam"][f"{name}.{key}"] for key in MOMENTS}
-            self.adam.state[value] = {
-                "step": moments.pop("step").to(value.device),
-                **{key: torch.empty_like(value).copy_(m) for key, m in moments.items()},
-            }
+        adam = self.adam.state[self._weights]
+        adam["step"] = tensors["adam"][f"{self._names[0]}.step"].to(self._weights.device)
+        for key in MOMENTS:
+            adam[key] = torch.empty_like(self._weights)
+            theirs = {name: tensors["adam"][f"{name}.{key}"] for name in self._names}
+            self._fill(self._parts(adam[key]), theirs)
         self._publish()
 
     @staticmethod

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,3 +137,32 @@ def test_it_says_what_it_would_measure(capsys: pytest.CaptureFixture[str]) -> No
         "paper: 128x64, texture blocks at factors 8, 16, 32; "
         "guidance style, dcf, chain in batches of 1, 4, 8"
     )
+
+
+FAULTS = """
+import resource, torch
+from pidm_core.hardware import keep_freed_memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+keep_freed_memory()
+resident = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+before = faults()
+values = [torch.ones(2**22) for _ in range(4)]  # 16 MB each
+first = faults() - before
+del values
+again = [torch.ones(2**22) for _ in range(4)]
+print(resident, first, faults() - before - first)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_freed_memory_is_kept_and_its_pages_are_large() -> None:
+    shown = subprocess.run([sys.executable, "-c", FAULTS], check=True, capture_output=True).stdout
+    resident, first, again = map(int, shown.split())
+    assert resident < 2**30  # room is addresses, not memory
+    assert again < 16  # of the 16,384 pages of 4 KB
+    mode = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if mode.is_file() and "[madvise]" in mode.read_text():
+        assert first < 1000

@@ -60,7 +60,7 @@ def place(precision: Precision = "auto", device: torch.device | None = None) -> 
     """
     device = device or _own_device()
     if device.type == "cpu":
-        keep_freed_memory()
+        tune_allocator()
     bf16 = precision == "bf16" or (precision == "auto" and fast_bf16(device))
     return Placement(device, torch.bfloat16 if bf16 else torch.float32)
 
@@ -93,8 +93,8 @@ def names_memory(advice: str) -> Iterator[None]:
 
 
 @cache
-def keep_freed_memory() -> None:
-    """Let the C allocator reuse large blocks instead of handing each back to the kernel.
+def tune_allocator() -> None:
+    """Let the C allocator keep freed blocks instead of handing each back to the kernel.
 
     Measured once, on a busy machine, on a training step like the toy network's: 1.3 times.
     And where the kernel gives large pages to those that ask, ask for them: a training step of the

@@ -285,7 +285,8 @@ class _NormSiLUDropout(torch.autograd.Function):
 
     Where y = z s with s = sigmoid(z), dz = dy (s + y (1 - s)); a lost value has s = 0, so it needs
     no mask. Measured forward and backward, 4 x 128 x 128 x 64 in bf16 on one Xeon core, a residual
-    block with its convolutions: 133 -> 118 ms.
+    block with its convolutions: 133 -> 118 ms where torch's SiLU takes 1.5 ns a value; a step gains
+    nothing where it takes 0.5.
     """
 
     @staticmethod
@@ -308,7 +309,7 @@ class _NormSiLUDropout(torch.autograd.Function):
             torch.sigmoid(z_k, out=s_k)
             if p:
                 _lose(s_k, p)
-            torch.addcmul(zero, z_k, s_k, value=1 / (1 - p), out=z_k)
+            torch.addcmul(zero, z_k, s_k, value=1 / (1 - p), out=z_k)  # rounded once
         ctx.save_for_backward(x, weight, bias, scale, mean, rstd, s, z)
         ctx.groups, ctx.p = groups, p
         return z
@@ -335,8 +336,8 @@ def _lose(values: Tensor, p: float) -> None:
     Four chances from one random number, since these cost most of it; and what is kept is a product
     of integers: 0.2 ns a value, where one with bool takes 1.1 and a conversion from bool 0.8.
     """
-    numbers = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    chances = numbers.view(torch.int16)[: values.numel()].view(values.shape)
+    numbers = torch.empty(values.numel() // 4, dtype=torch.int64).random_(-(2**63), None)
+    chances = numbers.view(torch.int16).view(values.shape)  # channels are a multiple of 32
     kept = chances.ge_(round(p * 2**16) - 2**15)  # 0 or 1
     (values.view(torch.int16) if values.dtype == torch.bfloat16 else values).mul_(kept)
 

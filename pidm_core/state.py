@@ -47,7 +47,8 @@ class State:
         # network's, for copies from one layout to another are slow, and fused Adam makes them.
         count = sum(value.numel() for value in values)
         self._weights = torch.empty(count, device=placement.device)
-        self._weights.grad = torch.empty_like(self._weights)
+        self._weights.grad = gradients = torch.empty_like(self._weights)
+        self._gradients = [*self._parts(gradients).values()]
         self.adam = torch.optim.Adam([self._weights], lr=config.train.lr, fused=True)
         self.master = self._parts(self._weights)
         self._fill(self.master, dict(zip(self._names, values, strict=True)))
@@ -67,15 +68,14 @@ class State:
 
     def clip(self) -> Tensor:
         """Move the gradients to the master weights, clipped; their norm before that."""
-        assert self._weights.grad is not None
-        gradients = [*self._parts(self._weights.grad).values()]
-        for gradient, parameter in zip(gradients, self._parameters, strict=True):
+        for gradient, parameter in zip(self._gradients, self._parameters, strict=True):
             if parameter.grad is None:
                 gradient.zero_()
             else:
                 gradient.copy_(parameter.grad)
             parameter.grad = None
-        limit, norm = self.config.train.clip_norm, nn.utils.get_total_norm(gradients, foreach=True)
+        limit = self.config.train.clip_norm
+        norm = nn.utils.get_total_norm(self._gradients, foreach=True)
         if norm.device.type != "cpu" or not norm <= limit:  # a GPU would have to be waited for
             nn.utils.clip_grads_with_norm_(self._weights, limit, norm)
         return norm

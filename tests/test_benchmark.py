@@ -141,12 +141,12 @@ def test_it_says_what_it_would_measure(capsys: pytest.CaptureFixture[str]) -> No
 
 FAULTS = """
 import resource, torch
-from pidm_core.hardware import keep_freed_memory
+from pidm_core.hardware import tune_allocator
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-keep_freed_memory()
+tune_allocator()
 resident = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 before = faults()
 values = [torch.ones(2**22) for _ in range(4)]  # 16 MB each

@@ -394,19 +394,6 @@ class Report:
     training: list[Row]
     kept: tuple[int, int]  # kept_bytes, without and with train.recompute
 
-    def text(self) -> str:
-        """For reading."""
-        plain, again = (count / 1e6 for count in self.kept)
-        return "\n".join(
-            [
-                self.name,
-                table(self.steps, "step, per image"),
-                table(self.training, "training image"),
-                f"activations kept for an image in training: {plain:,.1f} MB, "
-                f"with train.recompute {again:,.1f} MB",
-            ]
-        )
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -430,17 +417,31 @@ def networks(*, quick: bool) -> list[Measured]:
     return [small] if quick else [small, Measured("paper", ModelConfig(), (1, 4, 8), 4)]
 
 
-def measure(network: Measured, rates: Mapping[torch.dtype, float]) -> Report:
-    """Sampling with every guidance at every batch size, and training."""
+def measure(
+    network: Measured, rates: Mapping[torch.dtype, float], say: Callable[[str], object]
+) -> Report:
+    """Sampling with every guidance at every batch size, and training.
+
+    say: takes each line for reading once it is measured; all of the paper's network takes minutes.
+    """
     config = network.config
-    steps = [
-        row
-        for guidance in GUIDANCES
-        for row in sampling(config, guidance=guidance, batches=network.batches, rates=rates)
-    ]
-    trained = list(training(config, batch=network.trained, rates=rates))
-    kept = kept_bytes(config, recompute=False), kept_bytes(config, recompute=True)
-    return Report(str(network), steps, trained, kept)
+    say(f"\n{network}\n{heading('step, per image')}")
+    steps = []
+    for guidance in GUIDANCES:
+        for row in sampling(config, guidance=guidance, batches=network.batches, rates=rates):
+            say(line(row))
+            steps.append(row)
+    say(heading("training image"))
+    trained = []
+    for row in training(config, batch=network.trained, rates=rates):
+        say(line(row))
+        trained.append(row)
+    plain, again = (kept_bytes(config, recompute=recompute) for recompute in (False, True))
+    say(
+        f"activations kept for an image in training: {plain / 1e6:,.1f} MB, "
+        f"with train.recompute {again / 1e6:,.1f} MB"
+    )
+    return Report(str(network), steps, trained, (plain, again))
 
 
 def convolution_rates(*, bf16: bool) -> dict[torch.dtype, float]:
@@ -449,18 +450,18 @@ def convolution_rates(*, bf16: bool) -> dict[torch.dtype, float]:
     return {dtype: convolution_rate(dtype) for dtype in dtypes}
 
 
-def table(rows: Sequence[Row], unit: str) -> str:
-    """The rows for reading; `unit` says what a second is of."""
-    lines = [
-        f"{'':34} {unit:>16} {'times faster':>13} {'difference':>11} {'TFLOP/s':>8} {'share':>6}"
-    ]
-    for row in rows:
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        difference = "" if row.difference is None else f"{row.difference:.0e}"
-        rate = "" if row.rate is None else f"{row.rate:.3f}"
-        share = "" if row.share is None else f"{row.share:.0%}"
-        lines.append(
-            f"{row.what:34} {1000 * row.seconds:13.1f} ms {ratio:>13} {difference:>11} {rate:>8} "
-            f"{share:>6}"
-        )
-    return "\n".join(lines)
+def heading(unit: str) -> str:
+    """Of the columns of `line`; `unit` says what a second is of."""
+    return f"{'':34} {unit:>16} {'times faster':>13} {'difference':>11} {'TFLOP/s':>8} {'share':>6}"
+
+
+def line(row: Row) -> str:
+    """A row for reading."""
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+    difference = "" if row.difference is None else f"{row.difference:.0e}"
+    rate = "" if row.rate is None else f"{row.rate:.3f}"
+    share = "" if row.share is None else f"{row.share:.0%}"
+    return (
+        f"{row.what:34} {1000 * row.seconds:13.1f} ms {ratio:>13} {difference:>11} {rate:>8} "
+        f"{share:>6}"
+    )

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -121,11 +122,30 @@ def test_recomputing_keeps_the_inputs_of_the_layers_alone() -> None:
     assert inputs > 4 * TINY.channels * TINY.size[0] * TINY.size[1] / TINY.patch**2
 
 
-def test_the_table_leaves_out_what_was_not_measured() -> None:
-    text = benchmark.table([Row("a", 0.5), Row("b", 0.25, 2.0, 3e-6, 0.1, 0.5)], "step")
-    first, second = text.splitlines()[1:]
+def test_a_line_leaves_out_what_was_not_measured() -> None:
+    first, second = map(benchmark.line, (Row("a", 0.5), Row("b", 0.25, 2.0, 3e-6, 0.1, 0.5)))
     assert first.split() == ["a", "500.0", "ms"]
     assert second.split() == ["b", "250.0", "ms", "2.00", "3e-06", "0.100", "50%"]
+    assert len(first) == len(second) == len(benchmark.heading("step"))
+
+
+def test_a_line_is_said_once_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    before: list[int] = []  # lines said before a row was measured
+
+    def rows(*_: object, **__: object) -> Iterator[Row]:
+        for name in ("slow", "fast"):
+            before.append(len(said))
+            yield Row(name, 0.5)
+
+    monkeypatch.setattr(benchmark, "sampling", rows)
+    monkeypatch.setattr(benchmark, "training", rows)
+    network = benchmark.Measured("tiny", TINY, (1,), 1)
+    report = benchmark.measure(network, {}, said.append)
+    assert [row.what for row in report.steps] == ["slow", "fast"] * 3
+    assert [row.what for row in report.training] == ["slow", "fast"]
+    assert before == [1, 2, 3, 4, 5, 6, 8, 9]
+    assert said[1:3] == [*map(benchmark.line, report.steps[:2])]
 
 
 def test_it_says_what_it_would_measure(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from pidm_core import DONE, parse, run, write_json
 
@@ -41,11 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     rates = benchmark.convolution_rates(bf16=bf16)
     convolutions = {benchmark.name_of(dtype): rate for dtype, rate in rates.items()}
     text = ", ".join(f"{name} {rate:.3f} TFLOP/s" for name, rate in convolutions.items())
-    print(f"3x3 convolution, of which `share` is one: {text}")
+    print(f"3x3 convolution, of which `share` is one: {text}", flush=True)
     reports = []
     for network in networks:
-        report = benchmark.measure(network, rates)
-        print(f"\n{report.text()}", flush=True)
+        report = benchmark.measure(network, rates, partial(print, flush=True))
         reports.append(asdict(report))
     shares = on_the_fly(quick=options.quick)
     if options.json:

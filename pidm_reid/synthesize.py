@@ -125,7 +125,9 @@ def prepare(request: Request) -> Work:
             )
     sampled = plan.sample_real(records, ratio=request.ratio, seed=request.seed)
     real, content, sizes, broken = _readable(sampled)
-    broken = no_files + broken
+    home = f"{records[0].path.parent}/"
+    names = [line.removeprefix(home).partition(": ")[0] for line in no_files]
+    names += [record.name for record in sampled if record.name not in content]
     keypoints = {}
     if not request.poses or request.policy.compares_poses:
         keypoints = read_keypoints(request.keypoints)
@@ -154,12 +156,12 @@ def prepare(request: Request) -> Work:
         "poses": "external" if pool.external else "D_tr",
         "recipes": len(recipes),
         "plan": sha256(plan.write_recipes(recipes)),
-        "broken": [line.split(":")[0].rpartition("/")[2] for line in broken],
+        "broken": names,
         "real": [record.name for record in real],
     }
     if changed := to_dict(request.policy).items() - to_dict(PlanPolicy()).items():
         split["policy"] = dict(sorted(changed))
-    return Work(real, recipes, pool, split, broken)
+    return Work(real, recipes, pool, split, no_files + broken)
 
 
 def in_one_frame(

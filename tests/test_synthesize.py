@@ -352,15 +352,19 @@ def test_ten_million_recipes_take_little_memory_and_finished_images_are_scanned_
 
 
 def test_broken_images_are_left_out_and_listed(tmp_path: Path) -> None:
-    market = make_market(tmp_path / "data")
+    market = make_market(tmp_path / "data: mine")
     train = market / "market1501/bounding_box_train"
     names = sorted(path.name for path in train.iterdir())
     (train / names[0]).write_bytes(b"")
     (train / names[8]).write_bytes((train / names[8]).read_bytes()[:200])
+    (train / names[5]).unlink()
+    (train / names[5]).mkdir()
     work = planned(market, ratio=1.0, per_image=1)
-    assert len(work.real) == 34
-    assert names[0] in work.broken[0]
-    assert "empty" in work.broken[0]
+    assert len(work.real) == 33
+    assert names[5] in work.broken[0]
+    assert names[0] in work.broken[1]
+    assert "empty" in work.broken[1]
+    assert work.split["broken"] == [names[5], names[0], names[8]]
     render_all(work, tmp_path / "out")
     assert not {names[0], names[8]} & set(files(tmp_path / "out"))
 

@@ -16,7 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from pidm_core.files import BAD_DATA, CONTROL, IMAGE_SUFFIXES, UserError, load_image
-from pidm_core.keypoints import NOBODY, inside, mirror, missing, outside, passes_patn, rescale
+from pidm_core.keypoints import (
+    NOBODY,
+    inside,
+    mirror,
+    missing,
+    passes_patn,
+    rescale,
+    without_outside,
+)
 
 log = logging.getLogger(__name__)
 
@@ -388,7 +396,7 @@ class Pairs:
                     BAD_DATA,
                 ) from error
             return None
-        joints[outside(joints, image.shape[:2])] = np.nan
+        joints = without_outside(joints, image.shape[:2])
         if image.shape[:2] == self.size:
             return image, joints
         return _resize(image, self.size), rescale(joints, image.shape[:2], self.size)
@@ -414,8 +422,7 @@ def _enlarge(
     boxes = np.concatenate([corner, corner + window], axis=1)
     out = np.stack([_resize(im, size, tuple(b)) for im, b in zip(images, boxes, strict=True)])
     moved = (joints + 0.5 - corner[:, None]) * scale[:, None] - 0.5
-    moved[outside(moved, size)] = np.nan
-    return out, moved.astype(np.float32)
+    return out, without_outside(moved, size)
 
 
 def _augment(

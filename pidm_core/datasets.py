@@ -36,7 +36,7 @@ from pidm_core.files import (
     refuse_way_out,
     sha256,
 )
-from pidm_core.keypoints import NOBODY, inside, read_keypoints, rescale
+from pidm_core.keypoints import NOBODY, inside, read_keypoints, rescale, without_outside
 from pidm_core.pair_lists import fashion_key, name_records, read_pairs
 
 log = logging.getLogger(__name__)
@@ -74,11 +74,13 @@ class People:
     def open(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image `index` as it counts, uint8 (H, W, 3), and its joints, float32 (18, 2) in its px.
 
-        Raises UserError for a broken image; without joints all are missing.
+        Raises UserError for a broken image; joints outside are missing, without joints all are.
         """
         record = self.records[index]
         image, joints = load_image(record.path), self.keypoints.get(record.name, NOBODY)
-        return self.view(image, joints) if self.view else (image, joints)
+        if self.view:
+            image, joints = self.view(image, joints)
+        return image, without_outside(joints, image.shape[:2])
 
 
 def read_people(

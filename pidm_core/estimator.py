@@ -31,10 +31,10 @@ from pidm_core.keypoints import (
     HEADER,
     csv_row,
     from_coco,
-    outside,
     read_csv,
     read_keypoints,
     rescale,
+    without_outside,
     write_keypoints,
 )
 from pidm_core.pose import skeleton
@@ -206,8 +206,7 @@ def estimate_all(
             read = [(record.name, image) for record in batch if (image := _try(record, broken))]
             joints = estimator([pixels for _, (pixels,) in read]) if read else []
             for (name, (pixels,)), one in zip(read, joints, strict=True):
-                one[outside(one, pixels.shape[:2])] = np.nan
-                part.write(csv_row(name, one) + "\n")
+                part.write(csv_row(name, without_outside(one, pixels.shape[:2])) + "\n")
             part.flush()
             os.fsync(part.fileno())
             yield len(batch)

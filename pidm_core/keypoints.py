@@ -306,6 +306,11 @@ def outside(keypoints: np.ndarray, size: Any) -> np.ndarray:
     return np.asarray(((keypoints > limits) | (keypoints < -0.5)).any(-1))  # NaN is not outside
 
 
+def without_outside(keypoints: np.ndarray, size: Any) -> np.ndarray:
+    """A copy whose joints outside the frame are NaN, float32; size as in `outside`."""
+    return np.where(outside(keypoints, size)[..., None], np.nan, keypoints).astype(np.float32)
+
+
 def inside(keypoints: np.ndarray, size: Any, *, name: str) -> np.ndarray:
     """Set joints outside the frame to NaN: (N, 18, 2), size (height, width) or (N, 2) of them.
 
@@ -330,7 +335,7 @@ def inside(keypoints: np.ndarray, size: Any, *, name: str) -> np.ndarray:
             "the file is for smaller images",
             BAD_DATA,
         )
-    return np.where(out[..., None], np.nan, keypoints).astype(np.float32)
+    return without_outside(keypoints, size)
 
 
 def _refuse_normalised(joints: np.ndarray, path: Path) -> None:

@@ -415,6 +415,21 @@ def test_bad_input_is_one_clear_line(
     assert caught.value.code == BAD_DATA
 
 
+def test_a_joint_outside_its_image_is_missing_when_it_is_opened(tmp_path: Path) -> None:
+    names = [f"{k}" for k in range(5)]
+    images(tmp_path / "images", names, picture)
+    pair_csv(tmp_path / "p.csv", names)
+    known = {f"{k}.jpg": joints(k) for k in range(5)}
+    expected = known["1.jpg"].copy()
+    known["1.jpg"][3] = CUT[1] + 4, 10
+    expected[3] = np.nan
+    write_keypoints(tmp_path / "k.csv", known)
+    people = read_people(
+        tmp_path / "images", keypoints=tmp_path / "k.csv", pairs=tmp_path / "p.csv"
+    )
+    np.testing.assert_array_equal(people.open(1)[1], expected)
+
+
 def test_keypoints_of_smaller_images_are_refused(tmp_path: Path) -> None:
     """0.727: joints of images of 256 px, and images of 352."""
     names = [f"{k}" for k in range(16)]

@@ -144,28 +144,29 @@ def sampling(
 ) -> Iterator[Row]:
     """A guided step of the reference and ours, at each batch size, in the precisions of `rates`."""
     diffusion, device = Diffusion(DiffusionConfig()), place().device
-    plain = network(config).to(device)
+    plain, one = network(config).to(device), conditions(config, 1, device)
+    counted = [  # the direct sums, which freezing may shorten
+        reference(plain, diffusion, one, guidance),
+        ours(plain, diffusion, one, guidance, Placement(device, torch.float32)),
+    ]
+    work_plain, work = (_work(step, one) for step in counted)  # of an image
     for count in batches:
         given, name = conditions(config, count, device), f"{guidance}, batch {count}"
         steps = [reference(plain, diffusion, given, guidance)]
-        works = [_work(steps[0], given)]
         for dtype in rates:
             placement = Placement(device, dtype)
             model = placement.module(network(config))
             steps.append(ours(model, diffusion, given, guidance, placement))
-            works.append(_work(steps[-1], given))  # the direct sums, which freezing may shorten
             model.freeze()
         acts = [partial(step, given.y_t, given.t) for step in steps]
         expected, *found = (act()[:, :3] for act in acts)
         slow, *fast = _in_turns(acts, before=0)  # each was called just now
-        rate = _rate(works[0], slow)
+        rate = _rate(count * work_plain, slow)
         share = rate / rates[torch.float32]
         yield Row(f"{name}: reference, fp32", slow / count, rate=rate, share=share)
-        for (dtype, possible), seconds, eps, work in zip(
-            rates.items(), fast, found, works[1:], strict=True
-        ):
+        for (dtype, possible), seconds, eps in zip(rates.items(), fast, found, strict=True):
             difference = float((eps - expected).abs().max() / expected.abs().max())
-            rate, name_ours = _rate(work, seconds), f"{name}: ours, {name_of(dtype)}"
+            rate, name_ours = _rate(count * work, seconds), f"{name}: ours, {name_of(dtype)}"
             times = slow / seconds
             yield Row(name_ours, seconds / count, times, difference, rate, rate / possible)
 

@@ -8,6 +8,7 @@ plan.jsonl                           one recipe per line
 manifest.jsonl                       append-only ledger, one checksummed line per finished image
 manifest-03-of-16.jsonl              the same, of a part; all of them are read as one
 selection.jsonl                      what a selection, if any, thinks of each image; checksummed
+copies.json                          checksums of query and gallery, where these are copies
 cost.jsonl                           seconds that were spent on it, a line each time
 """
 
@@ -46,7 +47,7 @@ BASE, ALIAS = "market1501", "Market-1501-v15.09.15"
 SPLIT, PLAN, MANIFEST = "split.json", "plan.jsonl", "manifest.jsonl"
 SELECTION, AMONG_REAL = "selection.jsonl", "selection_real.json"
 SELECTED = "selection.json"  # beside images that a table chose among: by which rule
-COST = "cost.jsonl"
+COPIES, COST = "copies.json", "cost.jsonl"
 FORMAT = 1
 CHECK = "check"  # of a line or a file: the checksum of the rest
 PERSON = re.compile(r"([-\d]+)_c(\d+)")  # as torchreid searches for it
@@ -326,6 +327,19 @@ def read_split(root: Path) -> dict[str, Any]:
     return split
 
 
+def read_copies(root: Path) -> dict[str, dict[str, str]]:
+    """SHA-256 by name of what query and gallery held when they were copied; {} without copies.
+
+    Raises UserError (BAD_DATA) if that was altered.
+    """
+    copies: dict[str, dict[str, str]] = {}
+    if (root / COPIES).is_file():
+        copies = _read_checked(root / COPIES)
+        for name in (name for subset in (QUERY, GALLERY) for name in copies.get(subset, {})):
+            refuse_path(name, str(root / COPIES))
+    return copies
+
+
 def _read_checked(path: Path) -> Any:
     """A JSON file without its checksum, if it has one, with which it must agree."""
     value = read_json(path)
@@ -358,15 +372,19 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
 
 def lay_out(out: Path, real: Sequence[Record], *, copy: bool) -> None:
     """Link (or copy) D_tr, query and gallery into `out`; what is there already stays."""
-    home = out / BASE
+    home, copies = out / BASE, dict[str, dict[str, str]]()
     for record in real:
         place(record.path, home / TRAIN / record.name, copy=copy)
     for subset in (QUERY, GALLERY):
         if (original := real[0].path.parent.parent / subset).is_dir():
             place(original, home / subset, copy=copy)
+            files = sorted(path for path in original.iterdir() if path.is_file()) if copy else []
+            copies[subset] = {path.name: sha256(path) for path in files}
     if not copy:
         _link_spellings(out)
         return
+    if not (out / COPIES).is_file():
+        write_json(out / COPIES, {**copies, CHECK: _check_of(copies)})
     for link in (out / BASE / ALIAS, out / ALIAS):  # of a call without copy
         if link.is_symlink():
             link.unlink(missing_ok=True)

@@ -29,7 +29,8 @@ def faults(root: str | Path) -> Iterator[str]:
     yield from _lists(root, split, recipes, ledger)
     yield from _generated(root, ledger)
     yield from _real(root, split, recipes)
-    yield from _unlisted(root, {*split["real"], *ledger})
+    yield from _unlisted(root / folder.BASE / folder.TRAIN, {*split["real"], *ledger})
+    yield from _test_images(root)
 
 
 def _lists(
@@ -97,15 +98,29 @@ def _real(root: Path, split: Mapping[str, Any], recipes: Entries) -> Iterator[st
         yield f"{train / name}: altered since the plan was made"
     if not (lost or altered) and plan.fingerprint(content) != split.get("content"):
         yield f"{train}: a real image was altered since the plan was made"
+
+
+def _test_images(root: Path) -> Iterator[str]:
+    """Query and gallery are links that lead to something, or the copies that were made."""
+    copies = folder.read_copies(root)
     for subset in (folder.QUERY, folder.GALLERY):
-        path = root / folder.BASE / subset
-        if os.path.islink(path) and not path.is_dir():
-            yield f"{path}: a link to nowhere"
+        home, listed = root / folder.BASE / subset, copies.get(subset, {})
+        for name, content in listed.items():
+            if not (home / name).is_file():
+                yield f"{home / name}: removed"
+            elif sha256(home / name) != content:
+                yield f"{home / name}: altered or truncated since it was copied"
+        if home.is_symlink() and not home.is_dir():
+            yield f"{home}: a link to nowhere"
+        elif home.is_dir() and not home.is_symlink():
+            if subset in copies:
+                yield from _unlisted(home, {*listed})
+            else:
+                yield f"{root / folder.COPIES}: removed, and nothing else knows what {home} held"
 
 
-def _unlisted(root: Path, listed: set[str]) -> Iterator[str]:
-    train = root / folder.BASE / folder.TRAIN
-    names = sorted(os.listdir(train)) if train.is_dir() else []
+def _unlisted(home: Path, listed: set[str]) -> Iterator[str]:
+    names = sorted(os.listdir(home)) if home.is_dir() else []
     for name in names:
         if name not in listed:
-            yield f"{train / name}: in no list"
+            yield f"{home / name}: in no list"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pidm_reid import folder, synthesize, verify
 from pidm_reid.scoring import read_choices, write_choices
 from pidm_reid.selection import Choice
 
-TRAIN = Path(folder.BASE) / folder.TRAIN
+TRAIN, QUERY = (Path(folder.BASE) / name for name in (folder.TRAIN, folder.QUERY))
 
 
 def cut(path: Path) -> None:
@@ -53,12 +54,18 @@ def test_a_whole_folder_has_no_faults(market: Path, tmp_path: Path) -> None:
         (lambda out: flip(out / folder.MANIFEST), "manifest.jsonl:9: altered"),
         (lambda out: (out / folder.MANIFEST).unlink(), "18 planned images are not there"),
         (lambda out: (out / folder.PLAN).unlink(), "plan.jsonl: removed"),
+        (lambda out: min((out / QUERY).iterdir()).unlink(), ".jpg: removed"),
+        (lambda out: flip(min((out / QUERY).iterdir())), "altered or truncated since it was cop"),
+        (lambda out: (out / QUERY / "0002_c1_x.jpg").touch(), "query/0002_c1_x.jpg: in no list"),
+        (lambda out: (out / folder.COPIES).unlink(), "copies.json: removed, and nothing else"),
+        (lambda out: shutil.rmtree(out / QUERY), "/query/"),
     ],
 )  # fmt: skip
 def test_every_harm_is_named(
     market: Path, tmp_path: Path, harm: Callable[[Path], None], said: str
 ) -> None:
     render_all(planned(market), tmp_path, copy=True)
+    assert list(verify.faults(tmp_path)) == []
     harm(tmp_path)
     assert any(said in line for line in verify.faults(tmp_path)), list(verify.faults(tmp_path))
 

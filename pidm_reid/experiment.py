@@ -1,12 +1,15 @@
 """The cells of a table, {row} x {ratio} x {seed}: each trains, tests and leaves a result.json.
 
 A finished cell is skipped, an interrupted one goes on at the epoch that its network had come to,
-a changed configuration is refused.
+a changed configuration is refused. Processes that do one table at once share it by ratio and seed.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,15 @@ from typing import Any
 import numpy as np
 
 from pidm_core import UserError, read_json, read_keypoints, save_config
-from pidm_reid import folder, plan
+from pidm_reid import folder, lease, plan
 from pidm_reid.bench import CANDIDATES, Bench, refuse_changes
 from pidm_reid.config import ReidTable
 from pidm_reid.rows import Cell, changed, rows
 from pidm_reid.table import CONFIG
 
+log = logging.getLogger(__name__)
+
+LOOK_S = 10.0  # for what another process has finished
 WEIGHTS_MIB = 94  # of a ResNet50
 UNFINISHED_MIB = 2 * 385  # while it trains, and the last state is replaced
 
@@ -46,7 +52,10 @@ def cells(table: ReidTable) -> list[Cell]:
 
 
 def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
-    """Do all cells; yields each with the content of its result.json and whether it is new."""
+    """Do all cells; yields each with the content of its result.json and whether it is new.
+
+    What another process does of the same table comes last, and is waited for.
+    """
     from pidm_reid import scoring
 
     bench = Bench(table)
@@ -59,13 +68,41 @@ def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
             work = bench.of(cell).work(cell)
             scoring.check_judges(work.real, work.recipes, table.student, seed=cell.seed)
     save_config(table, Path(table.results) / table.name / CONFIG)
-    for cell, configuration in todo.items():
-        path = cell.path(table)
-        if path.is_file():
-            yield cell, read_json(path), False
-            continue
-        bench.guard()
-        yield cell, bench.of(cell).do(cell, configuration), True
+    left: dict[Path, list[Cell]] = {}  # by ratio and seed, whose rows build on one another
+    for cell in todo:
+        name = f".{100 * cell.ratio:g}_seed{cell.seed}"
+        left.setdefault(cell.path(table).parent.with_name(name), []).append(cell)
+    waiting: list[Path] = []
+    while left:
+        for home in [*left]:
+            with _held(home, left[home], table) as ours:
+                for cell in left.pop(home) if ours else ():
+                    path = cell.path(table)
+                    if new := not path.is_file():
+                        bench.guard()
+                        bench.of(cell).do(cell, todo[cell])
+                    result = read_json(path)
+                    refuse_changes(path, result["configuration"], todo[cell])
+                    yield cell, result, new
+        if left:
+            if [*left] != waiting:
+                names = ", ".join(home.name[1:] for home in left)
+                log.warning("another process does %s; waiting for it", names)
+            waiting = [*left]
+            time.sleep(LOOK_S)
+
+
+@contextmanager
+def _held(home: Path, cells: list[Cell], table: ReidTable) -> Iterator[bool]:
+    """Whether these cells are this process's to do; what is finished needs no lease."""
+    with ExitStack() as stack:
+        if not all(cell.path(table).is_file() for cell in cells):
+            try:
+                stack.enter_context(lease.hold(home))
+            except lease.Taken:
+                yield False
+                return
+        yield True
 
 
 def draw_sheet(table: ReidTable) -> Path | None:

@@ -25,11 +25,15 @@ BEAT_S, EXPIRY_S = 20.0, 180.0
 Shard = tuple[int, int]
 
 
+class Taken(UserError):
+    """Another process writes there."""
+
+
 @contextmanager
 def hold(out: Path, shard: Shard = (1, 1)) -> Iterator[None]:
     """Be the only writer of part (k, n) of a folder; what dead writers left is removed after it.
 
-    Raises UserError (ENVIRONMENT) if another process writes this part, or parts of another n.
+    Raises Taken (ENVIRONMENT) if another process writes this part, or parts of another n.
     """
     out.mkdir(parents=True, exist_ok=True)
     mine, path = _me(), out / f".lease-{shard[0]:02d}-of-{shard[1]:02d}"
@@ -52,9 +56,9 @@ def hold(out: Path, shard: Shard = (1, 1)) -> Iterator[None]:
         _sweep(out)
 
 
-def _taken(out: Path, lease: Path) -> UserError:
+def _taken(out: Path, lease: Path) -> Taken:
     owner, part = _read(lease), re.sub(r"\D+0*", "/", lease.name)[1:]
-    return UserError(
+    return Taken(
         f"{out}: process {owner.get('pid')} on {owner.get('host')} writes part {part} of it now; "
         f"wait for it (if it is gone: within {EXPIRY_S / 60:.0f} minutes the lease runs out)",
         ENVIRONMENT,

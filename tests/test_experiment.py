@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from pidm_core import (
 )
 from pidm_core.config import SampleConfig, TrainConfig
 from pidm_core.train import train
-from pidm_reid import finetune, folder, generators, scoring, unfinished
+from pidm_reid import experiment, finetune, folder, generators, lease, scoring, unfinished
 from pidm_reid.bench import Bench
 from pidm_reid.config import FinetunePolicy, ReidTable, SelectionConfig, Stage, StudentConfig
 from pidm_reid.experiment import cells, draw_sheet, outlook, run_table
@@ -110,6 +112,34 @@ def test_rows_train_as_the_rules_say(finished: ReidTable) -> None:
         "queries": 12, "unmatched": 0, "gallery": 15, "junk": 3, "distractors": 3
     }  # fmt: skip
     assert all(0 < result["mAP"] <= 1 for result in done.values())
+
+
+def test_what_another_process_does_comes_last(
+    table: ReidTable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = dataclasses.replace(table, rows=("Standard",), seeds=(0, 1))
+    home = Path(table.results) / "try"
+    with ExitStack() as other:
+        other.enter_context(lease.hold(home / ".50_seed0"))
+        monkeypatch.setattr(experiment.time, "sleep", lambda _: other.close())
+        assert [cell.seed for cell, *_ in run_table(table)] == [1, 0]
+    assert "another process does 50_seed0" in caplog.text
+    assert sorted(path.name for path in home.iterdir()) == [
+        "Standard_50_seed0", "Standard_50_seed1", "config.yaml", "standard"
+    ]  # fmt: skip
+
+
+def test_what_another_process_finished_is_taken_as_it_is(
+    table: ReidTable, finished: ReidTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, there = (Path(t.results) / "try" for t in (table, finished))
+
+    def wait(_: float) -> None:
+        shutil.copytree(there, home, dirs_exist_ok=True)
+
+    monkeypatch.setattr(experiment.time, "sleep", wait)
+    with lease.hold(home / ".50_seed0"):
+        assert [new for *_, new in run_table(table)] == [False] * 3
 
 
 def test_images_and_the_standard_network_are_kept(finished: ReidTable) -> None:

@@ -143,7 +143,7 @@ def _bring_back(out: Path, results: Path, model: Path, *, mib: int) -> None:
         for path in results.rglob("*")
         if path.is_file()
         and path.suffix != ".safetensors"
-        and not path.name.startswith(".tmp-")  # what a kill left of a network
+        and not path.name.startswith(".")  # what a kill left
     ]
     packs = {
         "results": {path.relative_to(results).as_posix(): path for path in files},

@@ -84,7 +84,7 @@ ARROWS = {
         "bench":
             "cameras compat config coverage finetune folder generators imported leaks lease plan "
             "pool retrieval rows scoring strict synthesize weights",
-        "experiment": "bench config finetune folder plan rows scoring sheet table",
+        "experiment": "bench config finetune folder lease plan rows scoring sheet table",
     },
 }  # fmt: skip
 READERS = {"doctor", "verify", "studio"}

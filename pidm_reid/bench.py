@@ -34,9 +34,11 @@ from pidm_reid.imported import import_images
 from pidm_reid.pool import open_pool
 from pidm_reid.rows import ROWS, STANDARD, Cell, changed, rows
 from pidm_reid.synthesize import (
+    MADE_BY,
     Generator,
     Request,
     Work,
+    describe,
     folder_name,
     prepare,
     render_rest,
@@ -294,6 +296,19 @@ class Bench:
             table.data, kind=kind, ratio=cell.ratio, seed=cell.seed
         )
 
+    def refuse_occupied(self, cell: Cell) -> None:
+        """UserError if the folder of a cell's images was made otherwise, as far as is known yet."""
+        row = self.rows[cell.row]
+        if row.train != "augmented" or row.source == "images":
+            return
+        work = self._planned_work(cell)
+        strict = row.source == "strict"  # whose generator is trained when its cell comes
+        split = work.split if strict else describe(work, self.generator(cell))
+        folder.refuse_occupied(self.folder(cell), split, later=MADE_BY if strict else ())
+
+    def _planned_work(self, cell: Cell) -> Work:
+        return self.work(cell, CANDIDATES if self.rows[cell.row].selected else 1)
+
     def _images(self, cell: Cell) -> Made:
         """What a cell trains on besides D_tr, made as far as it is not there."""
         row = self.rows[cell.row]
@@ -305,8 +320,7 @@ class Bench:
             return Made()
         if row.source == "images":
             return self._imported(cell)
-        work = self.work(cell, CANDIDATES if row.selected else 1)
-        out, generator = self.folder(cell), self.generator(cell)
+        work, out, generator = self._planned_work(cell), self.folder(cell), self.generator(cell)
         with lease.hold(out):
             todo: Sequence[Recipe] = start(work, generator, out)
             if row.selected:

@@ -63,8 +63,11 @@ def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
     for cell, configuration in todo.items():
         if (path := cell.path(table)).is_file():
             refuse_changes(path, read_json(path)["configuration"], configuration)
-    for cell in todo:
-        if bench.rows[cell.row].selected and not cell.path(table).is_file():
+    for cell in todo:  # what would stop a cell is said before hours of the others
+        if cell.path(table).is_file():
+            continue
+        bench.of(cell).refuse_occupied(cell)
+        if bench.rows[cell.row].selected:
             work = bench.of(cell).work(cell)
             scoring.check_judges(work.real, work.recipes, table.student, seed=cell.seed)
     save_config(table, Path(table.results) / table.name / CONFIG)

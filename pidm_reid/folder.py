@@ -20,7 +20,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -297,16 +297,26 @@ def start_folder(out: Path, split: Mapping[str, Any]) -> None:
     Raises UserError listing the differences if the folder was made with another configuration,
     or if it holds something else.
     """
+    refuse_occupied(out, split)
+    if not (out / SPLIT).is_file():
+        write_json(out / SPLIT, {**split, CHECK: _check_of(split)})
+
+
+def refuse_occupied(out: Path, split: Mapping[str, Any], *, later: Collection[str] = ()) -> None:
+    """Raise what `start_folder` would raise, and make nothing.
+
+    later: entries of split.json that are not known yet.
+    """
     for path in (out / BASE, out / BASE / TRAIN):
         if path.is_symlink():
             raise UserError(f"{path}: is a link, and images would be written wherever it leads")
     if not (out / SPLIT).is_file():
         if not out.exists() or all(path.name.startswith(".") for path in out.iterdir()):
-            write_json(out / SPLIT, {**split, CHECK: _check_of(split)})
             return
         if not (out / SPLIT).is_file():  # which another shard may have written just now
             raise UserError(f"{out}: is not empty and not an augmented folder; give another --out")
-    if changes := differences(_read_checked(out / SPLIT), dict(split)):
+    there = {key: value for key, value in _read_checked(out / SPLIT).items() if key not in later}
+    if changes := differences(there, dict(split)):
         raise UserError(
             f"{out}: was made with another configuration ({'; '.join(changes[:8])}); "
             "make another folder, or remove this one"

@@ -46,6 +46,8 @@ Files = list[tuple[Recipe, bytes]]
 """Recipes with their JPEG files."""
 T = TypeVar("T")
 
+MADE_BY = "renderer", "settings", "generator_saw", "marked"  # what split.json says of a generator
+
 BROKEN_LIMIT, BROKEN_ALWAYS_ALLOWED = 0.05, 10
 
 

@@ -31,7 +31,7 @@ from pidm_reid.config import FinetunePolicy, ReidTable, SelectionConfig, Stage, 
 from pidm_reid.experiment import cells, draw_sheet, outlook, run_table
 from pidm_reid.rows import SAME_STEPS, Cell
 from pidm_reid.scoring import read_choices
-from pidm_reid.synthesize import Generator
+from pidm_reid.synthesize import Generator, describe
 from pidm_reid.table import _reference, write_table
 
 pytestmark = pytest.mark.usefixtures("small_network", "_tinted")
@@ -112,6 +112,22 @@ def test_rows_train_as_the_rules_say(finished: ReidTable) -> None:
         "queries": 12, "unmatched": 0, "gallery": 15, "junk": 3, "distractors": 3
     }  # fmt: skip
     assert all(0 < result["mAP"] <= 1 for result in done.values())
+
+
+@pytest.mark.parametrize(
+    ("row", "change"),
+    [(PAPER, {"renderer": "another"}), ("PIDM-strict-selection", {"plan": "another"})],
+)
+def test_a_folder_made_otherwise_stops_the_table_before_its_first_cell(
+    table: ReidTable, row: str, change: dict[str, str]
+) -> None:
+    table = few(table, rows=("Standard", row))
+    cell, bench = Cell(row, 0.5, 0), Bench(table)
+    work = bench.work(cell, 2 if "selection" in row else 1)
+    folder.start_folder(bench.folder(cell), {**describe(work, TINT), **change})
+    with pytest.raises(UserError, match=r"another configuration .*another"):
+        next(run_table(table))
+    assert not Path(table.results).exists()
 
 
 def test_what_another_process_does_comes_last(

@@ -353,6 +353,21 @@ class Bench:
         shares = cameras.confirmed(self.work(cell).real, generated)
         return dict(zip(("real", "generated"), shares, strict=True)) if shares else {}
 
+    def _identity(self, cell: Cell, made: Made) -> dict[str, float]:
+        """What the network of Standard says of the images that were added, if it is there."""
+        from pidm_reid import identity, weights
+
+        paths, there = [*made.synthetic, *made.real], self._standard_path(cell)
+        if not paths or not there.is_file():  # all rows began with the first weights
+            return {}
+        shares = identity.recognised(
+            self.work(cell).real,
+            [Record(path, path.name, *folder.person(path.name)) for path in paths],
+            network=weights.load_state(there),
+            config=self.table.student,
+        )
+        return dict(zip(("real", "added"), shares, strict=True)) if shares else {}
+
     def _generator_seconds(self, cell: Cell) -> float:
         from pidm_reid.strict import training_seconds
 
@@ -467,6 +482,7 @@ class Bench:
                 "images_per_s": result.images_per_s,
             },
             "camera": self._cameras(cell, made),
+            "identity": self._identity(cell, made),
             "by_person": retrieval.by_person(ranking, [record.pid for record in query]),
             "by_camera": retrieval.by_group(ranking, [f"c{record.camid}" for record in query]),
             "by_orientation": retrieval.by_group(ranking, views) if views else {},

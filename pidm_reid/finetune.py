@@ -214,6 +214,17 @@ def train_and_embed(
     return embed_test(done.engine)[1]
 
 
+def embed(
+    train: Iterable[Path], images: Sequence[Record], *, network: State, config: NetworkConfig
+) -> np.ndarray:
+    """Features (N, 2048) of images by a network that was trained on the people of `train`."""
+    check_images(str(record.path) for record in images)
+    both = TestSet(list(images[:1]), list(images), 0)  # torchreid wants a query
+    manager = make_manager(train_list(train), both, config=config)
+    model, _ = _make_model(manager.num_train_pids, config=config, start=network)
+    return embed_test(_make_engine(manager, model, config=config, stage=Stage()))[1]
+
+
 @dataclass(frozen=True)
 class _Trained:
     engine: FastSoftmaxEngine

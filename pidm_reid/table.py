@@ -69,6 +69,7 @@ class Line:
     hours: dict[str, float] = field(default_factory=dict)  # HOURS, mean over seeds
     distinct_images: int | None = None  # different images seen in training, mean over seeds
     camera: dict[str, float] = field(default_factory=dict)  # cameras.confirmed, mean over seeds
+    identity: dict[str, float] = field(default_factory=dict)  # identity.recognised, the same
     reranked: dict[str, float] = field(default_factory=dict)  # as mean, without mINP
     by_camera: dict[str, tuple[int, float]] = field(default_factory=dict)  # queries, mAP
     by_orientation: dict[str, tuple[int, float]] = field(default_factory=dict)
@@ -201,11 +202,8 @@ def _line(
         distinct_images=_mean_count(
             [c["distinct_images"] for c in cells if "distinct_images" in c]
         ),
-        camera={
-            kind: statistics.fmean(100 * c["camera"][kind] for c in told)
-            for kind in ("real", "generated")
-            if (told := [cell for cell in cells if cell.get("camera")])
-        },
+        camera=_mean_shares(cells, "camera"),
+        identity=_mean_shares(cells, "identity"),
         reranked={
             name: statistics.fmean(100 * _figure(c["reranked"], name) for c in again)
             for name in FIGURES[:4]
@@ -265,6 +263,16 @@ def _hours(cells: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "training": [cost.get("train_seconds", 0) for cost in costs],
     }
     return {name: statistics.fmean(seconds[name]) / 3600 for name in HOURS}
+
+
+def _mean_shares(cells: Sequence[Mapping[str, Any]], key: str) -> dict[str, float]:
+    """The shares of those cells that have any, in per cent."""
+    told = [cell[key] for cell in cells if cell.get(key)]
+    return (
+        {kind: statistics.fmean(100 * shares[kind] for shares in told) for kind in told[0]}
+        if told
+        else {}
+    )
 
 
 def _mean_count(counts: Sequence[float]) -> int | None:
@@ -370,8 +378,9 @@ def grids(lines: Sequence[Line]) -> list[Grid]:
     known = any(line.published is not None for line in lines)
     figures = [column for column in COLUMNS if known or column[0] != "published"]
     found = [_grid("Figures", PUBLISHED_NOTE if known else "", figures, lines)]
+    identity = IDENTITY_NOTE if any(line.identity for line in measured) else ""
     for title, note, columns in (
-        ("Cost and details", COST_NOTE, COST),
+        ("Cost and details", COST_NOTE + identity, COST),
         (
             "By camera and orientation",
             GROUPS_NOTE,
@@ -444,6 +453,12 @@ COST: Columns = (
             "{generated:.0f} % (real {real:.0f} %)".format(**line.camera) if line.camera else ""
         ),
     ),
+    (
+        "recognised",
+        lambda line: (
+            "{added:.0f} % (D_tr {real:.0f} %)".format(**line.identity) if line.identity else ""
+        ),
+    ),
     *map(_reranked_of, FIGURES[:2]),
 )
 COST_NOTE = (
@@ -452,6 +467,11 @@ COST_NOTE = (
     "training of the row's own network (fine-tuned ones start from that of Standard). "
     "Camera confirmed: generated images for which a classifier that has not seen the person names "
     "the camera of the source, the label that they carry."
+)
+IDENTITY_NOTE = (
+    " Recognised: added images (generated, or withheld real ones) whose nearest image of D_tr by "
+    "another camera shows the same person, in the features of Standard; in brackets those of "
+    "D_tr itself, on which it was trained."
 )
 GROUPS_NOTE = "mAP of the queries of one camera or one orientation (number of queries)."
 
@@ -542,6 +562,8 @@ def _values(line: Line, groups: Sequence[tuple[str, str]]) -> dict[str, Any]:
         "distinct_images": "" if line.distinct_images is None else line.distinct_images,
         "camera confirmed": rounded(line.camera.get("generated")),
         "camera confirmed, real": rounded(line.camera.get("real")),
+        "recognised": rounded(line.identity.get("added")),
+        "recognised, D_tr": rounded(line.identity.get("real")),
         **{f"reranked {name}": rounded(line.reranked.get(name)) for name in FIGURES[:4]},
     }
     for key, name in groups:

@@ -80,10 +80,11 @@ ARROWS = {
         "unfinished": "weights",
         "finetune":
             "dataset folder plan pool retrieval compat small_maps unfinished weights config",
+        "identity": "config finetune plan retrieval weights",
         "rows": "config",
         "bench":
-            "cameras compat config coverage finetune folder generators imported leaks lease plan "
-            "pool retrieval rows scoring strict synthesize weights",
+            "cameras compat config coverage finetune folder generators identity imported leaks "
+            "lease plan pool retrieval rows scoring strict synthesize weights",
         "experiment": "bench config finetune folder lease plan rows scoring sheet table",
     },
 }  # fmt: skip

@@ -107,6 +107,9 @@ def test_rows_train_as_the_rules_say(finished: ReidTable) -> None:
         set(),
         {"real", "generated"},
     ]
+    assert [set(result["identity"]) for result in done.values()] == [
+        set(), set(), {"real", "added"}
+    ]  # fmt: skip
     assert {result["weights"] for result in done.values()} == {"from scratch"}
     assert pidm["counts"] == {
         "queries": 12, "unmatched": 0, "gallery": 15, "junk": 3, "distractors": 3

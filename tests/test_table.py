@@ -232,6 +232,7 @@ def test_optional_keys_are_carried_by_all_three_files(tmp_path: Path) -> None:
         "label": "PIDM | mine",
         "distinct_images": 950,
         "camera": {"real": 0.8, "generated": 0.4},
+        "identity": {"real": 0.78, "added": 0.16},
         "reranked": {"mAP": 0.75, "cmc": {"1": 0.8, "5": 0.9, "10": 1.0}},
         "by_camera": {"c1": [7, 0.5], "c2": [0, None]},
         "by_orientation": {"front": [3, 0.25]},
@@ -243,7 +244,9 @@ def test_optional_keys_are_carried_by_all_three_files(tmp_path: Path) -> None:
     )
     table.write_table(tmp_path)
     text = (tmp_path / "table.md").read_text()
-    assert "| 40% | PIDM \\| mine | 955 | 40 % (real 80 %) | 75.0 | 80.0 |" in text
+    assert (
+        "| 40% | PIDM \\| mine | 955 | 40 % (real 80 %) | 16 % (D_tr 78 %) | 75.0 | 80.0 |" in text
+    )
     assert "| 40% | PIDM \\| mine | 60.0 (7) | 25.0 (3) |" in text
     stored = json.loads((tmp_path / "table.json").read_text())[0]
     assert stored["by_camera"] == {"c1": [7, pytest.approx(60)]}
@@ -251,6 +254,7 @@ def test_optional_keys_are_carried_by_all_three_files(tmp_path: Path) -> None:
         row = next(csv.DictReader(file))
     assert (row["row"], row["label"]) == ("PIDM", "PIDM | mine")
     assert (row["camera confirmed"], row["camera confirmed, real"]) == ("40.0", "80.0")
+    assert (row["recognised"], row["recognised, D_tr"]) == ("16.0", "78.0")
     assert (row["reranked mAP"], row["c1 mAP"], row["front queries"]) == ("75.0", "60.0", "3")
 
 

@@ -45,7 +45,7 @@ W_P = W_S = 2.0
 GUIDANCES: tuple[Guidance, ...] = ("style", "dcf", "chain")
 LEVEL = 500  # one noise level is as fast as another
 SETTLED = 0.25  # seconds; shorter things are repeated
-STEPS_BEFORE = 4  # of training: memory is new to the process until then, 1.5 -> 0.9 s a pair
+STEPS_BEFORE = 2  # of training: memory is new to the process until then, 16.4, 15.0, 12.5, 12.6 s
 # What training steps reach of a large convolution's rate: 0.71 (the paper's network, measured)
 # and 0.33 (the toy one).
 SHARES = 3 / 4, 1 / 3

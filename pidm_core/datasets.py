@@ -74,7 +74,8 @@ class People:
     def open(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image `index` as it counts, uint8 (H, W, 3), and its joints, float32 (18, 2) in its px.
 
-        Raises UserError for a broken image; joints outside are missing, without joints all are.
+        Raises UserError for a broken image; joints outside the image are missing,
+        and so are all of an image that has none.
         """
         record = self.records[index]
         image, joints = load_image(record.path), self.keypoints.get(record.name, NOBODY)

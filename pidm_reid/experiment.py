@@ -77,9 +77,9 @@ def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
         left.setdefault(cell.path(table).parent.with_name(name), []).append(cell)
     waiting: list[Path] = []
     while left:
-        for home in [*left]:
-            with _held(home, left[home], table) as ours:
-                for cell in left.pop(home) if ours else ():
+        for claim in [*left]:
+            with _held(claim, left[claim], table) as ours:
+                for cell in left.pop(claim) if ours else ():
                     path = cell.path(table)
                     if new := not path.is_file():
                         bench.guard()
@@ -89,20 +89,20 @@ def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
                     yield cell, result, new
         if left:
             if [*left] != waiting:
-                names = ", ".join(home.name[1:] for home in left)
+                names = ", ".join(claim.name[1:] for claim in left)
                 log.warning("another process does %s; waiting for it", names)
             waiting = [*left]
             time.sleep(LOOK_S)
 
 
 @contextmanager
-def _held(home: Path, cells: list[Cell], table: ReidTable) -> Iterator[bool]:
+def _held(claim: Path, cells: list[Cell], table: ReidTable) -> Iterator[bool]:
     """Whether these cells are this process's to do; what is finished needs no lease."""
     with ExitStack() as stack:
         if not all(cell.path(table).is_file() for cell in cells):
             try:
-                stack.enter_context(lease.hold(home))
-            except lease.Taken:
+                stack.enter_context(lease.hold(claim))
+            except (lease.Taken, FileNotFoundError, FileExistsError):  # or is being given back
                 yield False
                 return
         yield True

@@ -345,6 +345,8 @@ def read_copies(root: Path) -> dict[str, dict[str, str]]:
     copies: dict[str, dict[str, str]] = {}
     if (root / COPIES).is_file():
         copies = _read_checked(root / COPIES)
+        if not isinstance(copies, dict) or not all(isinstance(v, dict) for v in copies.values()):
+            raise UserError(f"{root / COPIES}: no checksums by folder; remove it", BAD_DATA)
         for name in (name for subset in (QUERY, GALLERY) for name in copies.get(subset, {})):
             refuse_path(name, str(root / COPIES))
     return copies
@@ -382,18 +384,20 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
 
 def lay_out(out: Path, real: Sequence[Record], *, copy: bool) -> None:
     """Link (or copy) D_tr, query and gallery into `out`; what is there already stays."""
-    home, copies = out / BASE, dict[str, dict[str, str]]()
+    home, beside = out / BASE, real[0].path.parent.parent
     for record in real:
         place(record.path, home / TRAIN / record.name, copy=copy)
-    for subset in (QUERY, GALLERY):
-        if (original := real[0].path.parent.parent / subset).is_dir():
-            place(original, home / subset, copy=copy)
-            files = sorted(path for path in original.iterdir() if path.is_file()) if copy else []
-            copies[subset] = {path.name: sha256(path) for path in files}
+    subsets = [subset for subset in (QUERY, GALLERY) if (beside / subset).is_dir()]
+    for subset in subsets:
+        place(beside / subset, home / subset, copy=copy)
     if not copy:
         _link_spellings(out)
         return
     if not (out / COPIES).is_file():
+        copies = {
+            subset: {p.name: sha256(p) for p in sorted((beside / subset).iterdir()) if p.is_file()}
+            for subset in subsets
+        }
         write_json(out / COPIES, {**copies, CHECK: _check_of(copies)})
     for link in (out / BASE / ALIAS, out / ALIAS):  # of a call without copy
         if link.is_symlink():

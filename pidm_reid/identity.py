@@ -25,13 +25,13 @@ def recognised(
     """Rank-1 among the real images of the real ones themselves and of the added: 0 ... 1 each.
 
     network: Standard's, which was trained on the real images and on nothing else.
-    None where none of the added images shows a person who was seen by another camera too.
+    None where no person, or none of those added, was seen by another camera too.
     """
     cameras: dict[int, set[int]] = defaultdict(set)
     for record in real:
         cameras[record.pid].add(record.camid)
     found = [record for record in added if cameras[record.pid] - {record.camid}]
-    if not found:
+    if not (found and any(cameras[record.pid] - {record.camid} for record in real)):
         return None
     asked = plan.shuffled(found, seed=0, key=lambda record: record.name)[:ASKED]
     images = [*real, *asked]

@@ -1,8 +1,9 @@
-"""Who writes in an augmented folder: a lease for each part of the work, against two writers.
+"""Who writes in a folder, or does cells of a table: a lease for each part, against two at once.
 
 A lease is a hidden file that names its process. It is removed at the end; one that a dead process
 left is taken over. Should two write the same part all the same (a machine asleep for minutes, a
-file system without locks), they write the same bytes: work is done twice, nothing is lost.
+file system without locks), they write the same images and weights: work is done twice, nothing
+is lost.
 """
 
 from __future__ import annotations

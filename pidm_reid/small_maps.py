@@ -16,8 +16,8 @@ from torch import Tensor
 
 # Measured on one core, training steps of ResNet50, batch 64 at 64x32, 32 at 128x64, 8 at 256x128:
 # with 32 pixels 2.6, 1.4 and 1.2 times faster on a Xeon with AMX in bf16, 1.5, 1.2 and 1.1 on an
-# EPYC with AVX2 in fp32, 1.17, 1.03 and 1.05 on one with AVX-512 in bf16; with 8 less or the same,
-# with 128 no more.
+# EPYC with AVX2 in fp32; with 8 less or the same, with 128 no more. With 32 on an EPYC with AVX-512
+# in bf16 1.17, 1.03 and 1.05.
 SMALL = 32  # pixels of the output
 
 

@@ -127,8 +127,7 @@ def prepare(request: Request) -> Work:
             )
     sampled = plan.sample_real(records, ratio=request.ratio, seed=request.seed)
     real, content, sizes, broken = _readable(sampled)
-    home = f"{records[0].path.parent}/"
-    names = [line.removeprefix(home).partition(": ")[0] for line in no_files]
+    names = [Path(line.rpartition(": ")[0]).name for line in no_files]
     names += [record.name for record in sampled if record.name not in content]
     keypoints = {}
     if not request.poses or request.policy.compares_poses:

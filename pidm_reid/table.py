@@ -469,9 +469,10 @@ COST_NOTE = (
     "the camera of the source, the label that they carry."
 )
 IDENTITY_NOTE = (
-    " Recognised: added images (generated, or withheld real ones) whose nearest image of D_tr by "
-    "another camera shows the same person, in the features of Standard; in brackets those of "
-    "D_tr itself, on which it was trained."
+    " Recognised: added images (generated or withheld real ones, at most 3,000, of people whom "
+    "D_tr shows by another camera too) whose nearest image of D_tr, those of the person by the "
+    "same camera left out, shows the person, in the features of Standard; in brackets the images "
+    "of D_tr itself, on which it was trained."
 )
 GROUPS_NOTE = "mAP of the queries of one camera or one orientation (number of queries)."
 

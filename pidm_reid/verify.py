@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pidm_core import sha256
+from pidm_core import UserError, sha256
 from pidm_reid import folder, plan
 
 Entries = Mapping[str, Mapping[str, Any]]
@@ -102,7 +102,11 @@ def _real(root: Path, split: Mapping[str, Any], recipes: Entries) -> Iterator[st
 
 def _test_images(root: Path) -> Iterator[str]:
     """Query and gallery are links that lead to something, or the copies that were made."""
-    copies = folder.read_copies(root)
+    try:
+        copies = folder.read_copies(root)
+    except UserError as error:
+        yield str(error)
+        return
     for subset in (folder.QUERY, folder.GALLERY):
         home, listed = root / folder.BASE / subset, copies.get(subset, {})
         for name, content in listed.items():
@@ -116,7 +120,10 @@ def _test_images(root: Path) -> Iterator[str]:
             if subset in copies:
                 yield from _unlisted(home, {*listed})
             else:
-                yield f"{root / folder.COPIES}: removed, and nothing else knows what {home} held"
+                yield (
+                    f"{root / folder.COPIES}: not there, or older than {home}; the same "
+                    "tools/synthesize.py --copy writes it"
+                )
 
 
 def _unlisted(home: Path, listed: set[str]) -> Iterator[str]:

@@ -57,7 +57,9 @@ def test_a_whole_folder_has_no_faults(market: Path, tmp_path: Path) -> None:
         (lambda out: min((out / QUERY).iterdir()).unlink(), ".jpg: removed"),
         (lambda out: flip(min((out / QUERY).iterdir())), "altered or truncated since it was cop"),
         (lambda out: (out / QUERY / "0002_c1_x.jpg").touch(), "query/0002_c1_x.jpg: in no list"),
-        (lambda out: (out / folder.COPIES).unlink(), "copies.json: removed, and nothing else"),
+        (lambda out: (out / folder.COPIES).unlink(), "copies.json: not there, or older"),
+        (lambda out: flip(out / folder.COPIES), "copies.json"),
+        (lambda out: (out / folder.COPIES).write_text("[]"), "copies.json: no checksums"),
         (lambda out: shutil.rmtree(out / QUERY), "/query/"),
     ],
 )  # fmt: skip

@@ -75,7 +75,10 @@ def reid(argv: list[str]) -> int:
     left_out: dict[str, None] = {}
     number, seconds, begin = len(cells(table)), [0.0], time.monotonic()
     for done, (cell, result, new) in enumerate(run_table(table), 1):
-        print(f"{cell.row}, {cell.ratio:.0%}, seed {cell.seed}" + ("" if new else " (done before)"))
+        print(
+            f"{cell.row}, {cell.ratio:.0%}, seed {cell.seed}"
+            + ("" if new else " (not done here now)")
+        )
         print(f"mAP: {result['mAP']:.1%}")
         for k in (1, 5, 10):
             print(f"Rank-{k:<3}: {result['cmc'][str(k)]:.1%}", flush=True)
@@ -87,7 +90,9 @@ def reid(argv: list[str]) -> int:
         seconds += [time.monotonic() - begin] * new
         begin = time.monotonic()
         left = (number - done) * sum(seconds) / max(1, len(seconds) - 1)
-        print(f"{done} of {number} cells, about {left / 60:.0f} minutes left", flush=True)
+        print(
+            f"{done} of {number} cells, about {left / 60:.0f} minutes for one process", flush=True
+        )
     print(markdown(write_table(folder, published=table.published)), end="")
     sheet, page = draw_sheet(table), write_table_report(folder, published=table.published)
     print(f"-> {page}, table.md, table.csv, table.json" + (", sheet.png" if sheet else ""))

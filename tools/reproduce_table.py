@@ -76,8 +76,7 @@ def reid(argv: list[str]) -> int:
     number, seconds, begin = len(cells(table)), [0.0], time.monotonic()
     for done, (cell, result, new) in enumerate(run_table(table), 1):
         print(
-            f"{cell.row}, {cell.ratio:.0%}, seed {cell.seed}"
-            + ("" if new else " (done already)")
+            f"{cell.row}, {cell.ratio:.0%}, seed {cell.seed}" + ("" if new else " (done already)")
         )
         print(f"mAP: {result['mAP']:.1%}")
         for k in (1, 5, 10):

@@ -315,7 +315,9 @@ def refuse_occupied(out: Path, split: Mapping[str, Any], *, later: Collection[st
             return
         if not (out / SPLIT).is_file():  # which another shard may have written just now
             raise UserError(f"{out}: is not empty and not an augmented folder; give another --out")
-    there = {key: value for key, value in _read_checked(out / SPLIT).items() if key not in later}
+    there = _read_checked(out / SPLIT)
+    if isinstance(there, dict):
+        there = {key: value for key, value in there.items() if key not in later}
     if changes := differences(there, dict(split)):
         raise UserError(
             f"{out}: was made with another configuration ({'; '.join(changes[:8])}); "

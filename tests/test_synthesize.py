@@ -227,6 +227,12 @@ def test_a_folder_beside_the_images_that_links_lead_to_is_no_data_set(tmp_path: 
         render_all(planned(market), market / "market1501/made")
 
 
+def test_a_split_of_another_kind_is_refused_in_one_line(market: Path, tmp_path: Path) -> None:
+    (tmp_path / folder.SPLIT).write_text("[]")
+    with pytest.raises(UserError, match="another configuration"):
+        folder.start_folder(tmp_path, synthesize.describe(planned(market), TINT))
+
+
 def test_a_shard_that_comes_second_takes_the_split_of_the_first(
     market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -427,22 +427,27 @@ def measure(
     """
     config = network.config
     say(f"\n{network}\n{heading('step, per image')}")
-    steps = []
-    for guidance in GUIDANCES:
-        for row in sampling(config, guidance=guidance, batches=network.batches, rates=rates):
-            say(line(row))
-            steps.append(row)
+    steps = [
+        row
+        for guidance in GUIDANCES
+        for row in _told(
+            sampling(config, guidance=guidance, batches=network.batches, rates=rates), say
+        )
+    ]
     say(heading("training image"))
-    trained = []
-    for row in training(config, batch=network.trained, rates=rates):
-        say(line(row))
-        trained.append(row)
+    trained = [*_told(training(config, batch=network.trained, rates=rates), say)]
     plain, again = (kept_bytes(config, recompute=recompute) for recompute in (False, True))
     say(
         f"activations kept for an image in training: {plain / 1e6:,.1f} MB, "
         f"with train.recompute {again / 1e6:,.1f} MB"
     )
     return Report(str(network), steps, trained, (plain, again))
+
+
+def _told(rows: Iterable[Row], say: Callable[[str], object]) -> Iterator[Row]:
+    for row in rows:
+        say(line(row))
+        yield row
 
 
 def convolution_rates(*, bf16: bool) -> dict[torch.dtype, float]:

@@ -278,6 +278,12 @@ _NEITHER, _POSE, _STYLE, _BOTH = (
 )
 
 
+WEIGHTS: dict[Guidance, tuple[str, ...]] = {
+    "dcf": ("w_p", "w_s"), "chain": ("w_p", "w_s"), "cf": ("w_s",), "style": ("w_s",), "none": (),
+}  # fmt: skip
+"""The weights that each guidance has."""
+
+
 def guidance_terms(guidance: Guidance, w_p: float, w_s: float) -> list[tuple[Branch, float]]:
     """The branches evaluated and their coefficients in the guided eps; most conditioned last.
 

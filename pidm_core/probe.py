@@ -21,7 +21,7 @@ from PIL import Image, ImageFilter
 
 from pidm_core.config import Guidance, SampleConfig
 from pidm_core.data import Record, make_pairs, read_market1501
-from pidm_core.diffusion import guidance_terms, guided_steps
+from pidm_core.diffusion import WEIGHTS, guidance_terms, guided_steps
 from pidm_core.files import UserError, load_image, read_json
 from pidm_core.garments import colour_error
 from pidm_core.image_metrics import SSIM_256_SIGMA, ssim
@@ -301,9 +301,8 @@ class Setting:
         return self.steps + (end - first) * (guided - 1)
 
     def __str__(self) -> str:
-        weights = {"dcf": "ps", "chain": "ps", "cf": "s", "style": "s", "none": ""}[self.guidance]
-        return " ".join([self.guidance, *(f"{w}{getattr(self, f'w_{w}'):g}" for w in weights),
-                         f"{self.steps} steps"])  # fmt: skip
+        weights = (f"{name[-1]}{getattr(self, name):g}" for name in WEIGHTS[self.guidance])
+        return " ".join([self.guidance, *weights, f"{self.steps} steps"])
 
 
 def settings(

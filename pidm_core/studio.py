@@ -21,7 +21,7 @@ import numpy as np
 
 from pidm_core.config import Sampling
 from pidm_core.datasets import People
-from pidm_core.diffusion import Step
+from pidm_core.diffusion import WEIGHTS, Step
 from pidm_core.files import (
     BAD_DATA,
     ENVIRONMENT,
@@ -128,6 +128,7 @@ class Studio:
             "steps": settings.steps,
             "w_p": settings.w_p,
             "w_s": settings.w_s,
+            "weights": WEIGHTS[settings.guidance],
             "levels": self.pipe.diffusion.config.T,
             "joints": JOINTS,
             "limbs": LIMBS,
@@ -136,7 +137,10 @@ class Studio:
         }
 
     def page(self, number: int) -> list[dict[str, Any]]:
-        """Some people of the data set, with their joints; those that cannot be read left out."""
+        """Some people of the data set, with their joints.
+
+        Left out: who cannot be read, and who lacks a shoulder or hip within the picture.
+        """
         start, found = number * PEOPLE_PER_PAGE, []
         for index in self.shown[start : start + PEOPLE_PER_PAGE]:
             record = self.people.records[index]
@@ -144,6 +148,8 @@ class Studio:
                 image, joints = self.people.open(index)
             except (UserError, OSError) as error:
                 log.warning("%s", error)
+                continue
+            if not passes_patn(joints):
                 continue
             joints = rescale(joints, image.shape[:2], self.pipe.size)
             gone = np.isnan(joints).any(-1)

@@ -4,6 +4,7 @@ by mouse and touch in a browser."""
 from __future__ import annotations
 
 import base64
+import dataclasses
 import http.client
 import json
 import re
@@ -21,6 +22,7 @@ import pytest
 from tiny import save_tiny
 
 from pidm_core import PIDMPipeline, UserError, decode_image, encode_jpeg, encode_png
+from pidm_core.config import Guidance
 from pidm_core.datasets import People, read_people
 from pidm_core.files import BAD_DATA, ENVIRONMENT
 from pidm_core.studio import MAX_UPLOAD_BYTES, PEOPLE_PER_PAGE, Server, Studio, serve
@@ -141,6 +143,30 @@ def test_people_are_offered_with_joints_in_px_of_the_model(tiny: Server, people:
     neck = (whole[first["name"]][2] + 0.5) / 4 - 0.5  # images are 128 x 64
     assert first["joints"][2] == pytest.approx(neck.tolist(), abs=0.01)
     assert headers["Content-Security-Policy"].startswith("default-src 'none'; img-src data:;")
+
+
+def test_who_lacks_a_shoulder_within_the_picture_is_not_offered(
+    pipe: PIDMPipeline, people: People
+) -> None:
+    name = next(n for n, joints in people.keypoints.items() if not np.isnan(joints[2]).any())
+    outside = people.keypoints[name].copy()
+    outside[2] = 70, 40  # images are 64 wide
+    changed = dataclasses.replace(people, keypoints={**people.keypoints, name: outside})
+    before, after = (
+        {p["name"] for n in range(50) for p in Studio(pipe, whose, title="tiny").page(n)}
+        for whose in (people, changed)
+    )
+    assert before - after == {name}
+
+
+@pytest.mark.parametrize(
+    ("guidance", "weights"), [("chain", ["w_p", "w_s"]), ("style", ["w_s"]), ("none", [])]
+)
+def test_weights_that_count_for_nothing_are_not_offered(
+    pipe: PIDMPipeline, people: People, guidance: Guidance, weights: list[str]
+) -> None:
+    studio = Studio(pipe.with_settings(guidance=guidance), people, title="tiny")
+    assert list(studio.about()["weights"]) == weights
 
 
 def test_an_uploaded_picture_is_cut_in_the_middle(tiny: Server) -> None:
@@ -400,6 +426,13 @@ def test_one_picks_drags_draws_edits_and_blends(
     assert download.value.suggested_filename == "pidm-draw-seed7.png"
     assert np.array_equal(decode_image((tmp_path / "saved.png").read_bytes(), "saved"), drawn(page))
 
+    page.get_by_label("draw at every change").uncheck()
+    page.locator("#seed").fill("9")  # which is not what was drawn
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save").click()
+    assert download.value.suggested_filename == "pidm-draw-seed7.png"
+    page.get_by_label("draw at every change").check()
+
     page.get_by_role("button", name="Edit", exact=True).click()
     kept = pixels(page.locator("#under").get_attribute("src"))
     edited = redrawn(page, lambda: drag(page, (0.3, 0.4), (0.7, 0.4)))
@@ -433,6 +466,18 @@ def test_a_picture_of_ones_own_and_a_broken_one(open_page: Callable[..., Any]) -
     broken = {"name": "me.jpg", "mimeType": "image/jpeg", "buffer": b"no picture"}
     page.locator("#file").set_input_files(broken)
     expect(page.locator("#said")).to_contain_text("the picture: not a whole image")
+
+
+def test_a_drawing_that_breaks_off_is_not_taken_for_one(open_page: Callable[..., Any]) -> None:
+    from playwright.sync_api import expect
+
+    page = open_page()
+    step = json.dumps({"step": 1, "of": 3, "images": [uri(stripes(0))], "noisy": [uri(stripes(0))]})
+    page.route("**/draw", lambda route: route.fulfill(body=f"{step}\n"))
+    page.locator("#gallery button").nth(3).click()
+    expect(page.locator("#said")).to_contain_text("stopped in the middle of a drawing")
+    expect(page.get_by_label("draw at every change")).to_be_checked()
+    expect(page.get_by_role("button", name="Save")).to_be_disabled()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -222,7 +222,8 @@ def find_model(name: str | Path) -> Path:
 def load_model(folder: Path) -> tuple[PIDM, DiffusionConfig, SampleConfig, str]:
     """Read a model folder: the network (fp32), its process, its sampling defaults, its hash.
 
-    Raises UserError (BAD_DATA) for altered files and for weights of another architecture.
+    Raises UserError (BAD_DATA) for altered weights and for those of another architecture; an
+    altered config.json is found by `verify` alone.
     """
     config = read_json(folder / "config.json")
     where = f"{folder / 'config.json'}: "

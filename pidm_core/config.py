@@ -41,9 +41,9 @@ class ModelConfig:
     patch: int = 1
     """Side of the pixel blocks folded into channels at the input (1 = the paper)."""
     channels: int = 128
-    """Channels of the first level."""
+    """Channels of the first convolution."""
     channel_mults: tuple[int, ...] = (1, 1, 2, 2, 4, 4)
-    """Channels of each level, as multiples of the first."""
+    """Channels of each level, as multiples of `channels`."""
     blocks_per_level: int = 2
     """Residual blocks in each level on the way down (one more on the way up)."""
     texture: Texture = "attention"
@@ -91,6 +91,13 @@ class DiffusionConfig:
         _within(
             "diffusion.beta_first and beta_last", [self.beta_first, self.beta_last], 1e-9, 0.999
         )
+        rise = (self.beta_last - self.beta_first) / (self.T - 1)
+        left = math.prod(1 - self.beta_first - rise * level for level in range(self.T))
+        if left < 1e-12:  # an fp32 y_0 from its noise is then rounding alone
+            raise UserError(
+                f"diffusion: at the last of {self.T} noise levels {left:.0e} of the image is left, "
+                "less than 1e-12; take fewer levels or a smaller beta_last"
+            )
 
 
 @dataclass(frozen=True)
@@ -145,8 +152,7 @@ class TrainConfig:
         for name in ("steps", "batch_size", "log_every", "save_every", "bad_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}: must be at least 1")
-        if self.seed < 0:
-            raise UserError(f"train.seed: {self.seed} is negative")
+        _within("train.seed", [self.seed], 0, 2**63 - 1)
         if self.keep < 2:
             raise UserError("train.keep: must be at least 2, or a crash could leave none")
         if not 0 <= self.eta <= 1 / 3:
@@ -276,6 +282,8 @@ class DistillConfig:
                 "train.init, train.withhold: a student starts from its teacher and is compared "
                 "with it alone (tools/compare_models.py); leave them out"
             )
+        if self.train.eta != TrainConfig.eta:
+            raise UserError("train.eta: a student keeps both conditions; leave it out")
 
 
 @dataclass(frozen=True)

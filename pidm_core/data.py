@@ -248,6 +248,8 @@ class Pairs:
 
     Images of another size than `size` (height, width) are resized, their keypoints with them.
     `view` cuts each image before that and brings its keypoints into its frame.
+    Joints outside their image are missing; of images that are not in RAM they count for PATN's
+    rule, since that is not known before they are read.
     `pairs` (N, 2), indices (source, target) into `records`, replaces PATN's rule and `self_pairs`;
     of those, pairs whose target has no joint are left out and counted in a warning.
     With `self_pairs` an image of an identity without any pair is the source of its own flip;
@@ -312,7 +314,7 @@ class Pairs:
         if not len(pairs):
             raise UserError(
                 f"none of {images} images forms a training pair: no identity has two images "
-                "with both shoulders and both hips in the keypoint file",
+                "with both shoulders and both hips in the keypoint file and within the image",
                 BAD_DATA,
             )
         return pairs, np.setdiff1d(good, pairs)

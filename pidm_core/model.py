@@ -157,10 +157,11 @@ class NoisePredictor(nn.Module):
             upsample = ResBlock(spec.after, spec.after, config, up=True) if spec.up else None
             texture = texture_block(spec.after, config) if spec.texture else None
             self.up.append(Layer(block, texture, upsample))
+            width = spec.after
         self.out = nn.Sequential(
-            GroupNorm(config.channels),
+            GroupNorm(width),
             nn.SiLU(),
-            zeroed(Conv(config.channels, 6 * config.patch**2, 3, padding=1)),
+            zeroed(Conv(width, 6 * config.patch**2, 3, padding=1)),
         )
 
     def prepare(self, texture: list[Tensor]) -> list[Style]:

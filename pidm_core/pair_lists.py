@@ -16,7 +16,8 @@ from pidm_core.files import BAD_DATA, UserError, parse_json, read_text, write_by
 from pidm_core.keypoints import passes_patn
 
 PairName = tuple[str, str, int]  # source, target, line of the file
-_FASHION = re.compile(r"((?:WO)?MEN[A-Za-z]+id\d{10})(\d[a-z]+)$")  # person, view
+# Person and view; the last MEN, for a folder above may be called EXPERIMENTS.
+_FASHION = re.compile(r"((?:WO)?MEN(?:(?!MEN)[A-Za-z])+id\d{10})(\d[a-z]+)$")
 
 
 # ---------------------------------------------------------------- names

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch import Tensor
 
 from pidm_core.checkpoint import find_model, load_model
@@ -107,9 +107,8 @@ class PIDMPipeline:
         poses = None if keypoints is None else _poses(keypoints)
         given = {"sources": images, "poses": poses}
         parts: dict[str, Sized] = {name: x for name, x in given.items() if x is not None}
-        count = max(map(len, [*parts.values(), [0] if seeds is None else seeds]))
-        numbers = list(range(count)) if seeds is None else list(seeds)
-        _same_count(count, seeds=numbers, **parts)
+        numbers = _matched(seeds, **parts)
+        count = len(numbers)
         return Output(pipe._draw(_repeated(images, count), _repeated(poses, count), numbers))
 
     def render(
@@ -173,9 +172,8 @@ class PIDMPipeline:
         mask = np.asarray(masks, dtype=bool).reshape(-1, *np.shape(masks)[-2:])
         if mask.shape[1:] != self.size:
             raise UserError(f"the mask is {mask.shape[1:]}, the model draws {self.size}")
-        count = max(len(style), len(kept), len(poses), len(mask))
-        numbers = list(range(count)) if seeds is None else list(seeds)
-        _same_count(count, seeds=numbers, styles=style, references=kept, masks=mask, poses=poses)
+        numbers = _matched(seeds, styles=style, references=kept, masks=mask, poses=poses)
+        count = len(numbers)
         style, kept, mask, poses = (
             np.broadcast_to(x, (count, *x.shape[1:])) for x in (style, kept, mask, poses)
         )
@@ -226,7 +224,8 @@ class PIDMPipeline:
         if pipe.settings.sampler == "ddpm":
             raise UserError("style interpolation needs a sampler without noise: ddim or dpm++")
         ends, poses = self._arrays([a, b]), _poses(keypoints)
-        _same_count(1, poses=poses)
+        if len(poses) != 1:
+            raise UserError(f"{len(poses)} poses are given, style interpolation keeps one")
         y_a, y_b = (torch.randn(3, *self.size, generator=_generator(seed)) for seed in seeds)
         shares = np.linspace(0, 1, frames)
 
@@ -284,7 +283,10 @@ class PIDMPipeline:
         alone = isinstance(sources, str | Path | Image.Image)
         if alone or (isinstance(sources, np.ndarray) and sources.ndim == 3):
             return self._array(cast(Source, sources))[None]
-        return np.stack([self._array(source) for source in cast("Sequence[Source]", sources)])
+        several = [self._array(source) for source in cast("Sequence[Source]", sources)]
+        if not several:
+            raise UserError("no image is given")
+        return np.stack(several)
 
     def _array(self, source: Source) -> np.ndarray:
         if isinstance(source, str | Path):
@@ -335,19 +337,25 @@ def _repeated(values: np.ndarray | None, count: int) -> np.ndarray | None:
     return None if values is None else np.broadcast_to(values, (count, *values.shape[1:]))
 
 
-def _same_count(count: int, *, seeds: Sized | None = None, **parts: Sized) -> None:
-    """Refuse parts of neither one element nor `count`, and seeds of another number."""
-    wrong = any(len(part) not in (1, count) for part in parts.values())
-    if wrong or (seeds is not None and len(seeds) != count):
-        all_parts = {**parts, **({} if seeds is None else {"seeds": seeds})}
-        found = ", ".join(f"{len(part)} {name}" for name, part in all_parts.items())
+def _matched(seeds: Sequence[int] | None, **parts: Sized) -> list[int]:
+    """The seeds of all images, default 0, 1, …: as many as there are of the most numerous part.
+
+    Raises UserError for a part of neither one element nor as many, and for fewer seeds.
+    """
+    count = max(map(len, [*parts.values(), [0] if seeds is None else seeds]))
+    numbers = list(range(count)) if seeds is None else list(seeds)
+    if len(numbers) != count or any(len(part) not in (1, count) for part in parts.values()):
+        parts["seeds"] = numbers
+        found = ", ".join(f"{len(part)} {name}" for name, part in parts.items())
         raise UserError(f"{found} do not match")
+    return numbers
 
 
 def _softened(mask: np.ndarray, width: float) -> np.ndarray:
-    """A mask (H, W) as weights in [0, 1] that rise over `width` px behind its edge."""
-    if width <= 0:
+    """A mask (H, W) as weights in [0, 1]: at `width` px from what is kept, 1."""
+    from scipy.ndimage import distance_transform_edt  # type: ignore[import-untyped]
+
+    if width <= 0 or mask.all():  # which has no edge
         return mask.astype(np.float32)
-    image = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(width / 2))
-    blurred = np.asarray(image, dtype=np.float32) / 255  # a half at the edge
-    return np.where(mask, np.clip(2 * blurred - 1, 0, 1), 0).astype(np.float32)
+    far: np.ndarray = distance_transform_edt(mask)  # in px
+    return np.clip(far / width, 0, 1).astype(np.float32)

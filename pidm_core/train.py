@@ -195,7 +195,7 @@ def _train(
                 skipped=skipped,
                 stopping=stopped,
             )
-            if in_a_row == config.train.bad_steps:
+            if in_a_row == config.train.bad_steps or (last and in_a_row == done):
                 if accelerator.is_main_process:
                     metrics.add(progress, write=True)
                 raise _no_finite_loss(run, in_a_row, done, saved)

@@ -174,11 +174,20 @@ def test_a_configuration_survives_the_file(tmp_path: Path) -> None:
         ),
         *(("train", "max_scale", -0.1), ("train", "sample_every", -1), ("train", "patience", -1)),
         ("model", "texture_factors", [3]),
+        ("train", "seed", -1),
+        ("train", "seed", 2**63),
     ],
 )
 def test_impossible_values_are_refused(section: str, key: str, value: object) -> None:
     with pytest.raises(UserError, match=f"{section}.{key}"):
         from_dict(PIDMConfig, {section: {key: value}})
+
+
+@pytest.mark.parametrize("process", [{"T": 5000}, {"beta_last": 0.5}])
+def test_levels_without_any_image_left_are_refused(process: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="of the image is left, less than 1e-12"):
+        from_dict(PIDMConfig, {"diffusion": process})
+    from_dict(PIDMConfig, {"diffusion": {"T": 2000}})
 
 
 # ---------------------------------------------------------------- the command line

@@ -490,7 +490,7 @@ def test_pair_lists_as_users_have_them(tmp_path: Path) -> None:
 def test_every_spelling_of_a_name_is_the_same_image() -> None:
     for path, flat, other in zip(PATHS, FLAT, POSE_GAN, strict=True):
         spellings = [f"img/{path}.jpg", f"img_highres/{path}.png", f"./img/{path}.jpg"]
-        spellings += [f"{flat}.jpg", f"{other}.jpg", flat]
+        spellings += [f"{flat}.jpg", f"{other}.jpg", flat, f"/EXPERIMENTS/fashion/img/{path}.jpg"]
         assert {fashion_key(name) for name in spellings} == {fashion_key(path)} != {""}
     assert len({fashion_key(name) for name in FLAT}) == len(FLAT)
     assert fashion_key("0002_c1s1_000451_03.jpg") == ""

@@ -265,6 +265,8 @@ def test_steps_that_the_noise_levels_do_not_give_are_refused_before_a_folder_is_
 def test_settings_without_a_meaning_are_refused() -> None:
     with pytest.raises(UserError, match="a student starts from its teacher"):
         DistillConfig(train=TrainConfig(withhold=0.1))
+    with pytest.raises(UserError, match="keeps both conditions"):
+        DistillConfig(train=TrainConfig(eta=0.3))
     with pytest.raises(UserError, match="must be at least 1"):
         DistillConfig(steps=0)
 

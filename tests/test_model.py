@@ -41,6 +41,13 @@ def inputs(config: ModelConfig, count: int = 3) -> tuple[torch.Tensor, ...]:
     return torch.randn(shape), torch.randint(1000, (count,)), x_p, torch.randn(shape)
 
 
+def test_the_first_level_may_have_more_channels_than_the_first_convolution() -> None:
+    config = dataclasses.replace(SMALL, channel_mults=(2, 2))
+    y_t, t, x_p, x_s = inputs(config)
+    model = randomised(config)
+    assert model(y_t, t, x_p, model.encode(x_s)).shape == (3, 6, 32, 16)
+
+
 def test_the_paper_network_has_the_official_live_parameters() -> None:
     with torch.device("meta"):
         model = PIDM(ModelConfig(texture_factors=(8, 16, 32)))

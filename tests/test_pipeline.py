@@ -14,7 +14,7 @@ from pidm_core import ENVIRONMENT, UserError
 from pidm_core.config import DiffusionConfig, SampleConfig
 from pidm_core.diffusion import Step
 from pidm_core.hardware import place, to_uint8
-from pidm_core.pipeline import PIDMPipeline, slerp
+from pidm_core.pipeline import PIDMPipeline, _softened, slerp
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,10 @@ def test_what_is_no_image_or_of_another_count_is_refused(pipe: PIDMPipeline) -> 
     for wrong in (sources[0] / 255, sources[0, :, :, 0], sources[0][..., :2]):
         with pytest.raises(UserError, match=r"uint8 \(H, W, 3\)"):
             pipe([wrong], keypoints[:1])
+    with pytest.raises(UserError, match="no image is given"):
+        pipe([], keypoints)
+    with pytest.raises(UserError, match="2 poses are given"):
+        pipe.interpolate_style(sources[0], sources[1], keypoints, 3)
     with pytest.raises(UserError, match="2 sources, 1 poses, 2 seeds do not match"):
         pipe.render(sources, keypoints[:1], [0, 1])
 
@@ -183,6 +187,26 @@ def test_a_soft_edge_fades_behind_the_edge_and_keeps_the_rest(pipe: PIDMPipeline
     far, edge = (np.abs(soft - images[1:])[:, rows].mean() for rows in (slice(0, 6), slice(14, 16)))
     assert edge < 0.5 * far
     assert np.abs(hard - images[1:])[:, 14:16].mean() > 2 * edge
+
+
+def test_a_soft_edge_leaves_something_of_a_narrow_mask() -> None:
+    stripes = np.zeros((4, 12), dtype=bool)
+    stripes[:, 1], stripes[:, 4:9] = True, True
+    weights = [0, 0.5, 0, 0, 0.5, 1, 1, 1, 0.5, 0, 0, 0]
+    assert np.array_equal(_softened(stripes, 2), np.tile(weights, (4, 1)))
+    assert np.array_equal(_softened(stripes, 0), stripes)
+    assert (_softened(np.ones((4, 4), dtype=bool), 2) == 1).all()  # nothing is kept: no edge
+
+
+def test_one_edit_is_drawn_with_every_seed(pipe: PIDMPipeline) -> None:
+    images, keypoints = people(2)
+    edit = (images[0], images[1], mask(16), keypoints[1])
+    edited = pipe.edit_appearance(*edit, seeds=[3, 4, 5]).images
+    alone = pipe.edit_appearance(*edit, seeds=[4]).images
+    assert edited.shape == (3, 32, 16, 3)
+    assert np.array_equal(edited[1], alone[0])
+    with pytest.raises(UserError, match=r"2 styles, 1 references, .* 3 seeds do not match"):
+        pipe.edit_appearance(images, images[1], mask(16), keypoints[1], seeds=[3, 4, 5])
 
 
 def test_an_edit_refuses_a_mask_of_another_size(pipe: PIDMPipeline) -> None:

@@ -205,6 +205,15 @@ def test_a_step_without_a_finite_loss_is_skipped_and_counted(
     assert {int(v) for k, v in moments.items() if k.endswith(".step")} == {3}  # of four steps
 
 
+def test_a_training_without_any_finite_loss_says_so(
+    small: PIDMConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = dataclasses.replace(small.train, steps=3, bad_steps=10)
+    spoil(monkeypatch, {1, 2, 3})
+    with pytest.raises(UserError, match="no finite loss in 3 steps up to step 3"):
+        finish(dataclasses.replace(small, train=options), tmp_path)
+
+
 def test_too_many_bad_steps_in_a_row_end_at_the_last_good_checkpoint(
     small: PIDMConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

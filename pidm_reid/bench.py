@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
+import logging
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from pidm_reid.plan import Recipe
     from pidm_reid.weights import State
 
-
+log = logging.getLogger(__name__)
 STRICT = ("D_tr", "drawn people + D_tr")  # what a strict generator may have seen
 UNFINISHED = "unfinished.safetensors"  # beside a result.json that is not there yet
 CANDIDATES = 2  # generated for each image that a selection keeps
@@ -227,10 +228,10 @@ class Bench:
             ),
             rerank=table.rerank,
             keep=cell.path(table).parent / UNFINISHED,
-            label=f"{cell.row}, {cell.ratio:.0%}, seed {cell.seed}",
+            label=f"{cell.row}, {plan.per_cent(cell.ratio)}, seed {cell.seed}",
         )
         if first:
-            weights.save_state(self._standard_path(cell), state)
+            weights.save_state(self.standard_path(cell), state)
         return {
             **self._result(cell, result, test.query, made=made, before=0 if first or anew else 1),
             "weights": configuration["student"]["weights"],
@@ -357,15 +358,21 @@ class Bench:
         """What the network of Standard says of the images that were added, if it is there."""
         from pidm_reid import identity, weights
 
-        paths, there = [*made.synthetic, *made.real], self._standard_path(cell)
+        paths, there = [*made.synthetic, *made.real], self.standard_path(cell)
         if not paths or not there.is_file():  # all rows began with the first weights
             return {}
-        shares = identity.recognised(
-            self.work(cell).real,
-            [Record(path, path.name, *folder.person(path.name)) for path in paths],
-            network=weights.load_state(there),
-            config=self.table.student,
-        )
+        try:
+            shares = identity.recognised(
+                self.work(cell).real,
+                [Record(path, path.name, *folder.person(path.name)) for path in paths],
+                network=weights.load_state(there),
+                config=self.table.student,
+            )
+        except UserError as error:  # such as all of them alike; the cell itself is done
+            log.warning(
+                "%s: who the images show is not measured (%s)", cell.path(self.table), error
+            )
+            return {}
         return dict(zip(("real", "added"), shares, strict=True)) if shares else {}
 
     def _generator_seconds(self, cell: Cell) -> float:
@@ -430,7 +437,7 @@ class Bench:
         """The weights that Standard left, or trained now if it is not among the rows."""
         from pidm_reid import weights
 
-        path = self._standard_path(cell)
+        path = self.standard_path(cell)
         if not path.is_file():
             standard = replace(cell, row=STANDARD)
             configuration, there = self.configuration(standard), standard.path(self.table)
@@ -439,7 +446,8 @@ class Bench:
             self.do(standard, configuration)
         return weights.load_state(path)
 
-    def _standard_path(self, cell: Cell) -> Path:
+    def standard_path(self, cell: Cell) -> Path:
+        """Where the weights that Standard leaves for the other rows lie."""
         standard = self.configuration(replace(cell, row=STANDARD))
         key = sha256(repr(sorted(standard.items())).encode())[:12]
         return cell.path(self.table).parents[1] / "standard" / f"{key}.safetensors"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import io
 import itertools
 import logging
@@ -57,8 +58,11 @@ def _explain(sampler: type[Any], *, column: int, what: str) -> None:
     numbers from 0.
     """
     original = sampler.__init__
+    parameters = inspect.signature(original)
 
-    def __init__(self: Any, data_source: Any, batch_size: int, number: int | None) -> None:
+    def __init__(self: Any, *args: Any, **named: Any) -> None:
+        given = parameters.bind(self, *args, **named).arguments.values()
+        _, data_source, batch_size, number = given  # the last is n_domain or n_dataset
         counts = Counter(item[column] for item in data_source)
         groups = number if number and number > 0 else len(counts)
         each, over = divmod(batch_size, groups)
@@ -73,7 +77,7 @@ def _explain(sampler: type[Any], *, column: int, what: str) -> None:
                 f"{each} of each; take a smaller batch, or another sampler"
             )
         else:
-            original(self, data_source, batch_size, number)
+            original(self, *args, **named)
             return
         raise UserError(f"{sampler.__name__}: {why}", BAD_DATA)
 

@@ -31,6 +31,10 @@ class Stage:
             raise UserError(f"steps: {self.steps} is not at least 1")
         if not 0 <= self.lr < math.inf:
             raise UserError(f"lr: {self.lr:g} is not at least 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"weight_decay: {self.weight_decay:g} is not at least 0")
+        if self.warmup_steps < 0:
+            raise UserError(f"warmup_steps: {self.warmup_steps} is negative")
 
 
 @dataclass(frozen=True)

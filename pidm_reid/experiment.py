@@ -20,6 +20,7 @@ from pidm_core import UserError, read_json, read_keypoints, save_config
 from pidm_reid import folder, lease, plan
 from pidm_reid.bench import CANDIDATES, Bench, refuse_changes
 from pidm_reid.config import ReidTable
+from pidm_reid.plan import per_cent
 from pidm_reid.rows import Cell, changed, rows
 from pidm_reid.table import CONFIG
 
@@ -56,7 +57,7 @@ def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
 
     What another process does of the same table comes last, and is waited for.
     """
-    from pidm_reid import scoring
+    from pidm_reid import finetune, scoring
 
     bench = Bench(table)
     todo = {cell: bench.of(cell).configuration(cell) for cell in cells(table)}
@@ -66,6 +67,7 @@ def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
     for cell in todo:  # what would stop a cell is said before hours of the others
         if cell.path(table).is_file():
             continue
+        finetune.check_batch(len(bench.of(cell).work(cell).real), table.student)
         bench.of(cell).refuse_occupied(cell)
         if bench.rows[cell.row].selected:
             work = bench.of(cell).work(cell)
@@ -126,6 +128,8 @@ def draw_sheet(table: ReidTable) -> Path | None:
         return None
     truth = bench.folder(replace(cell, row="oracle")) / folder.BASE / folder.TRAIN
     same = (bench.table.plan, bench.table.per_image) == (table.plan, table.per_image)
+    if not bench.work(cell).recipes:  # one image per person, say: there is no other pose
+        return None
     path = Path(table.results) / table.name / "sheet.png"
     write_sheet(
         path,
@@ -144,6 +148,7 @@ def outlook(table: ReidTable) -> list[str]:
     benches = Bench(table)
     lines, passes, images, mebibytes = [], 0, 0, 0.0
     shared: set[Path] = set()  # what several cells use is made once
+    begun: set[Path] = set()  # Standard's weights that are counted
     for cell in cells(table):
         bench = benches.of(cell)
         student = bench.table.student
@@ -152,8 +157,15 @@ def outlook(table: ReidTable) -> list[str]:
         done = cell.path(table).is_file()
         synthetic = len(work.recipes) if row.train == "augmented" else 0
         if not done:
+            finetune.check_batch(len(work.real), student)
             passes += stage.steps * student.batch_size
-            mebibytes += WEIGHTS_MIB * (row.train == "real")
+            first = bench.standard_path(cell)
+            if row.train == "real":
+                mebibytes += WEIGHTS_MIB
+            elif not (table.policy.start == "scratch" or first in begun or first.is_file()):
+                passes += student.standard.steps * student.batch_size  # not among the rows
+                mebibytes += WEIGHTS_MIB
+            begun.add(first)
         if not done and synthetic and row.source != "images" and bench.folder(cell) not in shared:
             shared.add(bench.folder(cell))
             passes += 2 * bench.table.selection.network.steps * student.batch_size * row.selected
@@ -165,8 +177,9 @@ def outlook(table: ReidTable) -> list[str]:
             images += drawn
             mebibytes += drawn * float(size) / 2**20
         lines.append(
-            f"{'done' if done else 'to do':5}  {cell.row:29} {cell.ratio:.0%}  seed {cell.seed}  "
-            f"{len(work.real):,} real + {synthetic:,} synthetic images, {stage.steps:,} steps"
+            f"{'done' if done else 'to do':5}  {cell.row:29} {per_cent(cell.ratio)}  "
+            f"seed {cell.seed}  {len(work.real):,} real + {synthetic:,} synthetic images, "
+            f"{stage.steps:,} steps"
         )
     hours = passes / 3600 / finetune.measure_speed(table.student) if passes else 0.0
     return [

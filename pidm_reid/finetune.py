@@ -280,7 +280,7 @@ def _train(
         ).train_loader
         label += ", real images"
         _run(engine, stage.steps, history, unfinished, label=label, batch=config.batch_size)
-    unfinished.keep(engine, history)
+    unfinished.keep(engine, history, end=True)
     return _Trained(engine, history, weights, pools, unfinished.seconds_before)
 
 

@@ -32,7 +32,7 @@ from pidm_core import (
     skeleton,
     write_bytes,
 )
-from pidm_reid import cameras, coverage, folder, page
+from pidm_reid import cameras, coverage, folder, page, plan
 from pidm_reid.page import escape, paragraph
 from pidm_reid.table import (
     Grid,
@@ -136,7 +136,7 @@ def _summary(contents: _Contents) -> str:
     people = len({contents.files[name].pid for name in contents.real})
     text = f"{count(real, 'real image')} of {count(people, 'person', 'people')}"
     if isinstance(split.get("ratio"), int | float) and isinstance(split.get("full_images"), int):
-        text += f" ({split['ratio']:.0%} of {split['full_images']:,})"
+        text += f" ({plan.per_cent(split['ratio'])} of {split['full_images']:,})"
     text += f", {count(kept, 'generated image')} beside them. "
     text += f"The generator saw: {split.get('generator_saw', 'unknown')}."
     shown = {key: value for key, value in split.items() if key != "real"}

@@ -154,6 +154,11 @@ def check_ratio(ratio: float) -> None:
         raise UserError(f"ratio {ratio:g} is not between 0 and 1")
 
 
+def per_cent(ratio: float) -> str:
+    """A share of the real images as it is read, 0.125 as 12.5%."""
+    return f"{100 * ratio:g}%"
+
+
 # ---------------------------------------------------------------- recipes
 
 

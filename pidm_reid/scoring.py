@@ -122,6 +122,12 @@ def select_folder(
     imported images whose source is not known.
     """
     augmented = folder.read_augmented(source)
+    if augmented.missing:
+        raise UserError(
+            f"{source}: {augmented.missing:,} planned images are not generated yet; the same "
+            "synthesize command makes them, and then the better ones can be chosen",
+            BAD_DATA,
+        )
     ledger = folder.read_ledger(source / folder.MANIFEST)
     names = [field.name for field in dataclasses.fields(Recipe)]
     needed = {*names, "sha256"}

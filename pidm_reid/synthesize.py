@@ -28,6 +28,7 @@ from pidm_core import (
     load_image,
     read_image_file,
     read_keypoints,
+    refuse_path,
     rescale,
     resized,
     sha256,
@@ -93,7 +94,7 @@ class Work:
         """In words."""
         return (
             f"{self.split['full_images']:,} images of {self.split['identities']:,} people, "
-            f"{len(self.real):,} of them kept ({self.split['ratio']:.0%}), "
+            f"{len(self.real):,} of them kept ({plan.per_cent(self.split['ratio'])}), "
             f"{len(self.recipes):,} to be generated"
         )
 
@@ -118,6 +119,7 @@ def prepare(request: Request) -> Work:
         )
     of_stem: dict[str, str] = {}
     for record in records:
+        refuse_path(record.name, str(request.data))  # no file of ours could name it
         other = of_stem.setdefault(Path(record.name).stem, record.name)
         if other != record.name:
             raise UserError(
@@ -353,8 +355,9 @@ def render_rest(
 
 def outlook(work: Work, generator: Generator, out: Path, *, shard: tuple[int, int] = (1, 1)) -> str:
     """What part K of N (`shard`) has still to do in `out`, and its cost, measured on one batch
-    that is not kept.
+    that is not kept. Raises UserError where `start` would.
     """
+    folder.refuse_occupied(out, describe(work, generator))
     part, parts = shard
     planned = work.recipes[part - 1 :: parts]
     todo = missing(planned, generator, out)

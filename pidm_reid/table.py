@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from pidm_core import BAD_DATA, UserError, read_json, write_bytes, write_json
+from pidm_reid.plan import per_cent
 
 REFERENCE, ERASING = "Standard-same-steps", "-erasing"
 RESAMPLES = 2000
@@ -113,7 +114,7 @@ def summarise(results: Sequence[Mapping[str, Any]], *, published: bool = False) 
     for result in results:
         groups[result["ratio"], result["row"]].append(result)
     lines = [
-        _line(ratio, row, cells, groups.get((ratio, _reference(row)), []))
+        _line(ratio, row, cells, groups.get((ratio, _reference(cells[0])), []))
         for (ratio, row), cells in groups.items()
     ]
     if published:
@@ -130,9 +131,10 @@ def summarise(results: Sequence[Mapping[str, Any]], *, published: bool = False) 
     )
 
 
-def _reference(row: str) -> str:
+def _reference(cell: Mapping[str, Any]) -> str:
     """What a row is compared with: random erasing is no gain of the generated images."""
-    erasing = row.endswith(ERASING) and row != REFERENCE + ERASING
+    finetune = cell.get("configuration", {}).get("finetune", {})
+    erasing = bool(finetune.get("erasing")) and cell["row"] != REFERENCE + ERASING
     return REFERENCE + ERASING * erasing
 
 
@@ -177,7 +179,7 @@ def _line(
     reference: Sequence[Mapping[str, Any]],
 ) -> Line:
     cells = sorted(cells, key=lambda cell: cell["seed"])
-    _refuse_mixed(f"{row}, {ratio:.0%}", cells, reference)
+    _refuse_mixed(f"{row}, {per_cent(ratio)}", cells, reference)
     values = {name: [100 * _figure(cell, name) for cell in cells] for name in FIGURES}
     if row == REFERENCE:
         reference = []  # not compared with itself
@@ -411,7 +413,7 @@ def _of_measured(text: Callable[[Line], str]) -> Callable[[Line], str]:
 
 
 COLUMNS: Columns = (
-    ("real data", lambda line: f"{line.ratio:.0%}"),
+    ("real data", lambda line: per_cent(line.ratio)),
     ("row", lambda line: line.label),
     _figure_of("mAP"),
     ("published", lambda line: "" if line.published is None else f"{line.published:.1f}"),

@@ -70,9 +70,9 @@ class Unfinished:
         else:
             self.keep(engine, history)
 
-    def keep(self, engine: Any, history: list[dict[str, float]]) -> None:
-        """Write the state between two epochs or at the end, if the last one is old."""
-        young = time.monotonic() - self._saved < EVERY_S
+    def keep(self, engine: Any, history: list[dict[str, float]], *, end: bool = False) -> None:
+        """Write the state at the end, and between two epochs if the last one is old."""
+        young = not end and time.monotonic() - self._saved < EVERY_S
         if self.path is None or young or len(history) == self._steps:
             return
         try:

@@ -64,9 +64,9 @@ ARROWS = {
     "pidm_reid": {
         "config": "", "compat": "", "coverage": "", "folder": "", "plan": "coverage",
         "retrieval": "compat", "small_maps": "",
-        "table": "", "weights": "", "sheet": "plan",
+        "table": "plan", "weights": "", "sheet": "plan",
         "cameras": "plan", "page": "table", "report": "page table",
-        "folder_report": "cameras coverage folder page table",
+        "folder_report": "cameras coverage folder page plan table",
         "synthesize": "folder plan",
         "generators": "synthesize config",
         "imported": "synthesize folder lease plan",

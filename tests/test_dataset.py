@@ -247,5 +247,5 @@ def test_a_camera_with_too_few_images_is_named(
     items = [(f"{k}.jpg", 0, camera, 0) for k, camera in enumerate(cameras)]
     sampler = sys.modules["torchreid.data.sampler"].RandomDomainSampler
     with pytest.raises(UserError, match=f"RandomDomainSampler: {message}"):
-        sampler(items, batch, number)
+        sampler(items, batch, n_domain=number)  # by its name in torchreid
     assert sorted(sampler([*items, *items], 4, 2)) != []

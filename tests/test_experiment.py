@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
 from collections import Counter
@@ -10,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from people import TINT, draw_person, make_market
 from tiny import TINY
@@ -237,6 +239,34 @@ def test_dry_run_counts_and_creates_nothing(table: ReidTable) -> None:
     assert "18 images to generate" in lines[-1]
     assert not Path(table.results).exists()
     assert not Path(table.folders).exists()
+
+
+def test_a_standard_that_is_no_row_is_counted_where_it_is_not_there(
+    table: ReidTable, finished: ReidTable
+) -> None:
+    alone = dataclasses.replace(table, rows=(PAPER,))
+    assert outlook(alone)[-1].startswith("in all 60 ")  # (2+3)*12
+    alone = dataclasses.replace(alone, seeds=(0, 1), name=finished.name, results=finished.results)
+    assert outlook(alone)[-1].startswith("in all 60 ")  # of the second seed alone
+
+
+def test_too_few_images_for_a_batch_stop_the_table_before_its_first_cell(table: ReidTable) -> None:
+    table = dataclasses.replace(table, ratios=(0.5, 0.2))
+    for start in (lambda: next(run_table(table)), lambda: outlook(table)):
+        with pytest.raises(UserError, match="7 training images are fewer than one batch of 12"):
+            start()
+    assert not Path(table.results).exists()
+
+
+def test_images_that_are_all_alike_do_not_stop_a_cell(
+    table: ReidTable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    grey = encode_jpeg(np.full((64, 32, 3), 128, np.uint8))
+    for person, camera in itertools.product(range(2, 14, 2), range(1, 4)):
+        write_bytes(tmp_path / f"grey/{person:04d}_c{camera}.jpg", grey)
+    table = dataclasses.replace(table, rows=("Standard",), row=(f"GREY={tmp_path / 'grey'}",))
+    assert done(table)["GREY"]["identity"] == {}
+    assert "who the images show is not measured" in caplog.text
 
 
 def test_candidates_that_are_there_are_not_counted_again(table: ReidTable) -> None:
@@ -478,6 +508,11 @@ def test_of_all_real_images_nothing_is_generated(table: ReidTable) -> None:
     assert [cell.row for cell in cells(whole)] == ["Standard", SAME_STEPS]
     assert list(done(whole)) == ["Standard", SAME_STEPS]
     assert draw_sheet(whole) is None
+    full = few(table, ratios=(0.99,), rows=("PIDM-strict",))  # nobody withheld: nothing planned
+    (Bench(full).folder(Cell("PIDM-strict", 0.99, 0)) / folder.BASE / folder.TRAIN).mkdir(
+        parents=True
+    )
+    assert draw_sheet(full) is None
     with pytest.raises(UserError, match="no row is left"):
         cells(dataclasses.replace(whole, rows=("PIDM-paper",)))
     more = dataclasses.replace(whole, variants={"PIDM-strict-x1": "per_image=1"})
@@ -495,8 +530,13 @@ def test_a_table_of_another_test_set_is_refused(table: ReidTable, tmp_path: Path
 
 
 def test_a_gain_of_an_erasing_row_is_over_the_row_with_erasing() -> None:
-    assert _reference("PIDM-strict-selection-erasing") == "Standard-same-steps-erasing"
-    assert _reference("PIDM-strict") == _reference("Standard-same-steps-erasing") == SAME_STEPS
+    def reference(row: str, **finetune: bool) -> str:
+        return _reference({"row": row, "configuration": {"finetune": finetune}})
+
+    assert reference("PIDM-strict-selection-erasing", erasing=True) == f"{SAME_STEPS}-erasing"
+    assert reference("Standard-same-steps-erasing", erasing=True) == SAME_STEPS
+    assert reference("GAN-without-erasing", erasing=False) == SAME_STEPS  # by what it did
+    assert _reference({"row": "Standard", "configuration": {}}) == SAME_STEPS
 
 
 # ---------------------------------------------------------------- strict generators

@@ -133,6 +133,8 @@ def test_images_of_another_method_are_taken_over(market: Path, tmp_path: Path) -
         (["--pose-policy", "best"], USAGE, "pose_policy: 'best' is none of uniform, balanced"),
         (["--same-scale", "0.8"], USAGE, "same-scale 0.8 is not a factor of 1 or more"),
         (["--same-scale", "2", "--import-from", "x"], USAGE, "leave out the policies"),
+        (["--shard", "1/2", "--import-from", "x"], USAGE, "leave out the policies"),
+        (["--run", "toy_market", "--import-from", "x"], USAGE, "leave out the policies"),
         (["--data", "nowhere"], BAD_DATA, "nowhere: no folder 'bounding_box_train'"),
         (["--keypoints", "nowhere.csv"], BAD_DATA, "nowhere.csv: no such file"),
     ],
@@ -316,6 +318,27 @@ def test_development_split_is_written_and_counted(
     assert len(folder.read_people("dev", "query")) == 3
     with pytest.raises(UserError, match="exists already"):
         call("development_split", "--data", market, "--out", "dev")
+
+
+def test_too_few_people_are_not_divided(tmp_path: Path) -> None:
+    market = make_market(tmp_path / "people", train=1)
+    with pytest.raises(UserError, match="has too few people to divide"):
+        call("development_split", "--data", market, "--out", "dev")
+    assert not Path("dev").exists()
+
+
+def test_a_test_image_among_the_training_images_is_refused(tmp_path: Path) -> None:
+    market = make_market(tmp_path / "people")
+    train, query = (market / "market1501" / part for part in (folder.TRAIN, folder.QUERY))
+    min(query.iterdir()).write_bytes(min(train.iterdir()).read_bytes())
+    with pytest.raises(UserError, match="1 images of query and gallery are in the training set"):
+        call("synthesize", "--data", market, "--ratio", 0.5, "--dry-run")
+
+
+def test_a_dry_run_says_that_the_folder_is_of_another_configuration(market: Path) -> None:
+    assert call("synthesize", "--data", market, "--ratio", 0.5, "--out", "o") == DONE
+    with pytest.raises(UserError, match="was made with another configuration"):
+        call("synthesize", "--data", market, "--ratio", 0.4, "--out", "o", "--dry-run")
 
 
 def test_errors_are_one_line_and_the_exit_code() -> None:

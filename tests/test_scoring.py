@@ -77,6 +77,13 @@ def test_a_judge_without_a_batch_is_refused_before_the_folder_is_made(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_is_not_finished_is_not_judged(market: Path, tmp_path: Path) -> None:
+    render_all(planned(market), tmp_path / "made", shard=(1, 2))
+    with pytest.raises(UserError, match="9 planned images are not generated yet"):
+        scoring.select_folder(tmp_path / "made", tmp_path / "out", **SETTINGS)
+    assert not (tmp_path / "out").exists()
+
+
 def test_imported_images_of_unknown_sources_are_not_judged(market: Path, tmp_path: Path) -> None:
     work = planned(market)
     write_bytes(tmp_path / "gan/0002_c1_gan7.png", encode_png(draw_person(90, 0)))

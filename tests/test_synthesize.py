@@ -563,6 +563,41 @@ def test_imported_names_of_every_form_tell_their_source(market: Path, tmp_path: 
     assert synthetic == tuple(f"{stem}_pidm{replica:04d}.jpg" for replica in range(4))
 
 
+@pytest.mark.parametrize("form", ["{}", "{}_vis", "{}_pidm0000", "{}_gan"])
+def test_images_of_a_withheld_source_are_not_imported(
+    market: Path, tmp_path: Path, form: str
+) -> None:
+    work, contents = planned(market), leaks.read_contents(market)
+    withheld = min({record.name for record in folder.read_people(market)} - set(work.split["real"]))
+    for name in (withheld, work.real[0].name):
+        image = encode_jpeg(draw_person(9, 9))
+        write_bytes(tmp_path / f"gan/{form.format(name[:-4])}.jpg", image)
+    images, out = tmp_path / "gan", tmp_path / "out"
+    notes = list(imported.import_images(work, images, out, real=contents.named()))
+    assert sum("its source is not in the training subset" in note for note in notes) == 1
+    (entry,) = folder.read_ledger(out / folder.MANIFEST).values()
+    assert entry["source"] == work.real[0].name
+
+
+@pytest.mark.parametrize("name", ["0002_c1\\a.jpg", "0002_c1\u2028.jpg", "0002_c1\udce9.jpg"])
+def test_names_that_no_ledger_may_hold_are_left_out(
+    market: Path, tmp_path: Path, name: str
+) -> None:
+    write_bytes(tmp_path / "gan/0002_c1_gan.jpg", encode_jpeg(draw_person(2, 0)))
+    write_bytes(tmp_path / "gan" / name, encode_jpeg(draw_person(2, 1)))
+    images, out = tmp_path / "gan", tmp_path / "out"
+    notes = list(imported.import_images(planned(market), images, out, real={}))
+    assert sorted(map(bool, notes)) == [False, True]
+    assert folder.read_augmented(out).synthetic == ("0002_c1_gan_pidm0000.jpg",)
+
+
+def test_a_training_image_that_no_ledger_may_hold_is_refused_at_once(tmp_path: Path) -> None:
+    market = make_market(tmp_path)
+    write_bytes(market / "market1501" / folder.TRAIN / "0002_c1s2\\7.jpg", b"")
+    with pytest.raises(UserError, match="is not the name of a file"):
+        planned(market)
+
+
 def test_test_pairs_are_not_imported(market: Path, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs"
     write_bytes(pairs / "0002_c1s1_000451_01_2_x_vis.png", b"")

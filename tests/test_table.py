@@ -272,6 +272,8 @@ def test_what_is_no_result_is_refused_with_its_name(tmp_path: Path, change: dict
         (lambda: NetworkConfig(batch_size=0), "batch_size: 0"),
         (lambda: Stage(lr=-1), "lr: -1"),
         (lambda: Stage(lr=float("nan")), "lr: nan"),
+        (lambda: Stage(weight_decay=-1), "weight_decay: -1"),
+        (lambda: Stage(warmup_steps=-1), "warmup_steps: -1"),
     ],
 )
 def test_numbers_that_train_nothing_are_refused(make: Callable[[], object], words: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pidm_core import DONE, UserError, parse, run
+from pidm_core import BAD_DATA, DONE, UserError, parse, run
 
 FEW = 100
 
@@ -49,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
         records = getattr(split, subset)
         people = {record.pid for record in records}
         print(f"{subset:8} {len(records):6,} images of {len(people):4,} people")
+    if not split.train:
+        raise UserError(f"{options.data}: has too few people to divide", BAD_DATA)
     if len(split.query) < FEW:
         print(f"{len(split.query)} queries say little: a choice needs some hundred")
     if options.dry_run:

@@ -64,6 +64,7 @@ def reid(argv: list[str]) -> int:
     stop_after(options.minutes)
 
     from pidm_reid.experiment import cells, draw_sheet, outlook, run_table
+    from pidm_reid.plan import per_cent
     from pidm_reid.report import write_table_report
     from pidm_reid.table import markdown, write_table
 
@@ -76,7 +77,8 @@ def reid(argv: list[str]) -> int:
     number, seconds, begin = len(cells(table)), [0.0], time.monotonic()
     for done, (cell, result, new) in enumerate(run_table(table), 1):
         print(
-            f"{cell.row}, {cell.ratio:.0%}, seed {cell.seed}" + ("" if new else " (done already)")
+            f"{cell.row}, {per_cent(cell.ratio)}, seed {cell.seed}"
+            + ("" if new else " (done already)")
         )
         print(f"mAP: {result['mAP']:.1%}")
         for k in (1, 5, 10):

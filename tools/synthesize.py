@@ -41,7 +41,8 @@ class Options(Sampling, PlanPolicy):
     poses: str = ""
     """Keypoint file to choose poses from (default: those of the images kept)."""
     import_from: str = ""
-    """Take over the images of another method from this folder instead of generating."""
+    """Take over the images of another method from this folder instead of generating (the data
+    set needs its keypoint file all the same)."""
     seed: int = 0
     """Seed of the choice of images, of the plan and of the noise."""
     shard: str = ""
@@ -68,8 +69,12 @@ def main(argv: list[str] | None = None) -> int:
     stop_after(options.minutes)
     shard, fill_to = _shard(options.shard), _fill_to(options.fill_to)
     policy = PlanPolicy(options.pose_policy, options.same_scale, options.source_policy)
-    if options.import_from and policy != PlanPolicy():
-        raise UserError("import-from takes over images as they are; leave out the policies")
+    amounts = options.per_image, options.fill_to, options.shard, options.run
+    if options.import_from and (policy, amounts) != (PlanPolicy(), (0, "full", "", "")):
+        raise UserError(
+            "import-from takes over all images as they are; leave out the policies, per-image, "
+            "fill-to, shard and run"
+        )
     if options.import_from and not options.data:
         raise UserError("import-from needs --data DIR, the data set whose people are shown")
 
@@ -97,6 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     out = Path(options.out or f"data/{name}")
     left_out = list(work.broken)
     contents = leaks.read_contents(data)
+    leaks.refuse_overlap(contents, data)
     if options.import_from and options.dry_run:
         print(f"{out}: {work.summary()}; those of {options.import_from} would be taken instead")
         return DONE

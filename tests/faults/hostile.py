@@ -63,7 +63,7 @@ APPEND = (
 )
 LINKS = (
     Case("output folder whose images would go elsewhere", _led_out,
-         (*settings.SYNTHESIZE, "--import-from", "given", "--out", "out"), USAGE, "is a link"),
+         (*settings.ON_PEOPLE, "--import-from", "given", "--out", "out"), USAGE, "is a link"),
     Case("ledger that is a link to another file", _ledger_led_out, ("-c", APPEND), 4,
          "symbolic links"),
 )  # fmt: skip

@@ -90,7 +90,9 @@ YAML = (
          USAGE, "ratios: expected float"),
 )  # fmt: skip
 
-SYNTHESIZE = ("tools/synthesize.py", "--data", "market", "--keypoints", "k.csv", "--run", "none")
+ON_PEOPLE = "tools/synthesize.py", "--data", "market", "--keypoints", "k.csv"
+SYNTHESIZE = *ON_PEOPLE, "--run", "none"
+IMPORT = *ON_PEOPLE, "--import-from", "market/market1501/bounding_box_train"
 PEOPLE = {**{f"market/{path}": data for path, data in MARKET.items()}, **POSES}
 
 
@@ -153,11 +155,9 @@ FLAGS = (
     synthesize("no such keypoints", "--keypoints", "none.csv", says="no such file", code=BAD_DATA),
     synthesize("no such data", "--data", "none", says="no folder 'bounding_box_train'",
                code=BAD_DATA),
-    synthesize("output is the data set", "--import-from", "market/market1501/bounding_box_train",
-               "--out", "market", says="is the data set itself"),
-    Case("flags: output holds something else", _occupied,
-         (*SYNTHESIZE, "--import-from", "market/market1501/bounding_box_train", "--out", "out"),
-         USAGE, "is not empty and not an augmented folder"),
+    flags("output is the data set", *IMPORT, "--out", "market", says="is the data set itself"),
+    Case("flags: output holds something else", _occupied, (*IMPORT, "--out", "out"), USAGE,
+         "is not empty and not an augmented folder"),
 )  # fmt: skip
 
 CASES = (*YAML, *FLAGS)

@@ -75,7 +75,9 @@ class Bench:
         return self.changed(change) if change else self
 
     def _changed(self, change: str) -> Bench:
-        return Bench(changed(self.table, change))
+        other = Bench(changed(self.table, change))
+        other.contents = self.contents  # the data set is the same for all rows
+        return other
 
     @functools.cached_property
     def contents(self) -> leaks.Contents:

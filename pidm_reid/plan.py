@@ -386,9 +386,11 @@ class _PoseChoice:
             fitting = self._fitting(own, math.nan)
         if not fitting:  # all poses that could be had are the source's own
             fitting = {next(iter(self.cells)): self.all}
-        if self.policy.pose_policy == "uniform":
-            return {cell: _draw_poses(places, own, key) for cell, places in fitting.items()}
-        return {cell: _draw_poses(places, own, f"{key}|{cell}") for cell, places in fitting.items()}
+        uniform = self.policy.pose_policy == "uniform"
+        return {
+            cell: _draw_poses(places, own, key if uniform else f"{key}|{cell}")
+            for cell, places in fitting.items()
+        }
 
     def _fitting(self, own: int, torso: float) -> dict[int, np.ndarray]:
         """Places by cell that are of the size of `torso` (NaN: any), if not just the own one."""

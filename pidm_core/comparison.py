@@ -195,20 +195,26 @@ def front(rows: Mapping[str, Row], figure: str) -> list[str]:
 
 
 def plot(rows: Mapping[str, Row]) -> bytes:
-    """A PNG file: the figures over the evaluations of an image; the Pareto fronts named."""
+    """A PNG file: the figures over the evaluations of an image; the Pareto fronts named.
+
+    A figure that was not measured, as diversity with one seed, has no points.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7), layout="constrained")
     panels = figure.subplots(2, 2).flat
     for axes, (name, title) in zip(panels, _PLOTTED.items(), strict=True):
-        places = {label: (row.evaluations, getattr(row, name)) for label, row in rows.items()}
-        best = front(rows, name)
+        axes.set(xscale="log", xlabel="evaluations of an image", ylabel=title)
+        known = {label: row for label, row in rows.items() if getattr(row, name) is not None}
+        if not known:
+            continue
+        places = {label: (row.evaluations, getattr(row, name)) for label, row in known.items()}
+        best = front(known, name)
         axes.plot(*zip(*places.values(), strict=True), "o", color="0.6", markersize=4)
         line = zip(*(places[label] for label in best), strict=True)
         axes.plot(*line, "o-", color="tab:blue", markersize=4, drawstyle="steps-post")
         for label in best:
             axes.annotate(label, places[label], (3, 3), textcoords="offset points", fontsize=7)
-        axes.set(xscale="log", xlabel="evaluations of an image", ylabel=title)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()

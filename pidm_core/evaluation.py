@@ -148,7 +148,7 @@ def _folder(path: str | Path) -> Path:
 
 def _read_targets(path: Path) -> dict[str, Path]:
     rows = csv.DictReader(io.StringIO(read_text(path)))
-    found = {}
+    found: dict[str, Path] = {}
     try:
         if rows.fieldnames != ["generated", "target"]:
             raise UserError(f"{path}: its first line is not 'generated,target'", BAD_DATA)
@@ -157,10 +157,18 @@ def _read_targets(path: Path) -> dict[str, Path]:
             if not name or not target:
                 raise UserError(f"{where}: a cell is empty; give both or no line", BAD_DATA)
             refuse_way_out(target, where)
-            found[name] = path.parent / target
+            if found.setdefault(name, path.parent / target) != path.parent / target:
+                raise UserError(f"{where}: {name} stands twice, with another target", BAD_DATA)
     except csv.Error as error:
         raise UserError(f"{path}: not a CSV ({error})", BAD_DATA) from error
     return found
+
+
+def _true_images(settings: ImageSettings) -> list[Path]:
+    targets = Path(settings.targets or settings.real)
+    if targets.is_file():
+        return [path for path in _read_targets(targets).values() if path.is_file()]
+    return images_below(targets)
 
 
 def _picture(path: Path, known: Mapping[str, list[Path]]) -> Picture:
@@ -213,7 +221,7 @@ def find_judges(settings: ImageSettings) -> Judges:
     if settings.real_keypoints:
         joints = read_judge(
             images_below(settings.real), settings.real_keypoints, settings.keypoints,
-            cache=Path(settings.cache),
+            targets=_true_images(settings), cache=Path(settings.cache),
         )  # fmt: skip
     return Judges(extractor, lpips, lacking, joints)
 

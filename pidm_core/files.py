@@ -33,6 +33,7 @@ MIN_SIDE_PX = 8
 MAX_IMAGE_BYTES = 128 << 20  # of a file: 40 Mpx without any compression
 MAX_JSON_BYTES = 64 << 20
 MAX_DEPTH = 32  # of lists and sections in one another
+os.umask(_UMASK := os.umask(0))  # it can only be read by setting it
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """Characters that break lines and names: controls, ends of lines, bytes that are not UTF-8."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -216,7 +217,7 @@ def write_bytes(path: str | Path, data: bytes | Iterator[bytes]) -> None:
             file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, 0o666 & ~_UMASK)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -49,7 +49,12 @@ class JointJudge:
 
 
 def read_judge(
-    real: Sequence[Path], real_keypoints: str | Path, asked: str | Path, *, cache: Path
+    real: Sequence[Path],
+    real_keypoints: str | Path,
+    asked: str | Path,
+    *,
+    targets: Sequence[Path] = (),
+    cache: Path,
 ) -> JointJudge:
     """Train the network on the real images whose joints are known, or load it from `cache`.
 
@@ -64,6 +69,9 @@ def read_judge(
     if (count := len({path.stem for path in files})) < len(files):
         raise UserError(f"{len(files) - count} real images share their names with others", BAD_DATA)
     check_frame([Record(p, p.stem, 0, 0) for p in files], known, name=real_keypoints)
+    posed = [Record(p, p.stem, 0, 0) for p in targets if p.stem in wanted]
+    if posed:
+        check_frame(posed, wanted, name=asked)
     contents = [[path.stem, sha256(path), known[path.stem].tolist()] for path in files]
     name = sha256(json.dumps([asdict(Training()), contents]).encode())
     find = train_joints(lambda: _examples(files, known), cache, name=name)

@@ -151,7 +151,7 @@ def _parse_row(line: str, where: str) -> tuple[str, list[list[float]]]:
         if len(numbers) != len(JOINTS):
             raise UserError(f"{where}: {len(numbers)} joints instead of {len(JOINTS)}", BAD_DATA)
         lists.append([min(max(x, -_LARGEST_PX), _LARGEST_PX) for x in numbers])  # 10**400 too
-    return parts[0].strip(), lists
+    return parts[0].rstrip(), lists
 
 
 def write_keypoints(path: str | Path, keypoints: Mapping[str, np.ndarray]) -> None:

@@ -128,6 +128,8 @@ def build_study(
     """
     if len(methods) > MOST_METHODS:
         raise UserError(f"{len(methods)} methods, at most {MOST_METHODS} fit on the keys 1 to 9")
+    if len(methods) == 1 and (sources or truth or keypoints):
+        raise UserError("--sources, --truth and --keypoints are for sets; --set NAME=DIR lacks")
     if len(methods) > 1 and not (sources and truth):
         raise UserError("comparing methods (--set) needs --sources and --truth")
     rng = np.random.default_rng(seed)

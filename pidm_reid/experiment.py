@@ -57,7 +57,7 @@ def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
 
     What another process does of the same table comes last, and is waited for.
     """
-    from pidm_reid import finetune, scoring
+    from pidm_reid import scoring
 
     bench = Bench(table)
     todo = {cell: bench.of(cell).configuration(cell) for cell in cells(table)}
@@ -67,7 +67,7 @@ def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
     for cell in todo:  # what would stop a cell is said before hours of the others
         if cell.path(table).is_file():
             continue
-        finetune.check_batch(len(bench.of(cell).work(cell).real), table.student)
+        _check_batch(bench.of(cell), cell)
         bench.of(cell).refuse_occupied(cell)
         if bench.rows[cell.row].selected:
             work = bench.of(cell).work(cell)
@@ -104,10 +104,19 @@ def _held(claim: Path, cells: list[Cell], table: ReidTable) -> Iterator[bool]:
         if not all(cell.path(table).is_file() for cell in cells):
             try:
                 stack.enter_context(lease.hold(claim))
-            except (lease.Taken, FileNotFoundError, FileExistsError):  # or is being given back
+            except lease.Taken:
                 yield False
                 return
         yield True
+
+
+def _check_batch(bench: Bench, cell: Cell) -> None:
+    """UserError for a cell that fills no batch, or whose Standard fills none."""
+    from pidm_reid import finetune
+
+    work, table = bench.work(cell), bench.table
+    whole = table.policy.start == "scratch" and bench.rows[cell.row].train != "real"
+    finetune.check_batch(len(work.real) + len(work.recipes) * whole, table.student)
 
 
 def draw_sheet(table: ReidTable) -> Path | None:
@@ -157,7 +166,7 @@ def outlook(table: ReidTable) -> list[str]:
         done = cell.path(table).is_file()
         synthetic = len(work.recipes) if row.train == "augmented" else 0
         if not done:
-            finetune.check_batch(len(work.real), student)
+            _check_batch(bench, cell)
             passes += stage.steps * student.batch_size
             first = bench.standard_path(cell)
             if row.train == "real":

@@ -23,6 +23,7 @@ from pidm_core import ENVIRONMENT, UserError
 from pidm_reid import folder
 
 BEAT_S, EXPIRY_S = 20.0, 180.0
+_TRIES = 50  # of a writer that comes just when others go
 Shard = tuple[int, int]
 
 
@@ -36,16 +37,15 @@ def hold(out: Path, shard: Shard = (1, 1)) -> Iterator[None]:
 
     Raises Taken (ENVIRONMENT) if another process writes this part, or parts of another n.
     """
-    out.mkdir(parents=True, exist_ok=True)
     mine, path = _me(), out / f".lease-{shard[0]:02d}-of-{shard[1]:02d}"
-    with _alone(out):
-        for other in sorted(out.glob(".lease-*")):
-            if not _is_alive(other):
-                other.unlink(missing_ok=True)
-            elif other == path or not other.name.endswith(f"-of-{shard[1]:02d}"):
-                raise _taken(out, other)
-        with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY), "w") as file:
-            json.dump(mine, file)
+    for left in reversed(range(_TRIES)):
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            _take(path, shard, mine)
+            break
+        except (FileNotFoundError, FileExistsError):  # another that wrote nothing removes it
+            if not left:
+                raise
     stop = Event()
     Thread(target=_beat, args=(path, stop), daemon=True).start()
     try:
@@ -55,6 +55,17 @@ def hold(out: Path, shard: Shard = (1, 1)) -> Iterator[None]:
         if _read(path) == mine:
             path.unlink()
         _sweep(out)
+
+
+def _take(path: Path, shard: Shard, mine: dict[str, Any]) -> None:
+    with _alone(path.parent):
+        for other in sorted(path.parent.glob(".lease-*")):
+            if not _is_alive(other):
+                other.unlink(missing_ok=True)
+            elif other == path or not other.name.endswith(f"-of-{shard[1]:02d}"):
+                raise _taken(path.parent, other)
+        with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY), "w") as file:
+            json.dump(mine, file)
 
 
 def _taken(out: Path, lease: Path) -> Taken:

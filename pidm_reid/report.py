@@ -125,8 +125,9 @@ def _command(table: Path, results: Sequence[Mapping[str, Any]], lines: Sequence[
         parts += ["--config", str(table / CONFIG)]
     else:
         parts += ["--name", table.resolve().name]
-    parts += ["--rows", ",".join(row for row in rows if row not in {*foreign, *variants})]
-    parts += ["--ratios", ",".join(f"{r:g}" for r in sorted({line.ratio for line in lines}))]
+    if own := [row for row in rows if row not in {*foreign, *variants}]:
+        parts += ["--rows", ",".join(own)]
+    parts += ["--ratios", ",".join(str(r) for r in sorted({line.ratio for line in lines}))]
     parts += ["--seeds", ",".join(map(str, seeds))]
     if variants:
         parts += ["--variants", ",".join(f"{row}={change}" for row, change in variants.items())]

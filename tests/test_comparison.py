@@ -64,6 +64,8 @@ def test_the_front_holds_what_nothing_cheaper_betters() -> None:
     picture = decode_image(plot(rows), "plot")
     assert picture.shape[2] == 3
     assert picture.std() > 10
+    alone = {name: dataclasses.replace(one, diversity=None) for name, one in rows.items()}
+    assert decode_image(plot(alone), "plot").shape == picture.shape  # with one seed
 
 
 def test_a_name_goes_on_with_settings() -> None:

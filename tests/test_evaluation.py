@@ -128,6 +128,7 @@ def test_a_list_names_targets_where_names_do_not(folders: Path) -> None:
         (b"\x89PNG\r\n\x1a\n\x00\xff", "list.csv: not UTF-8 text"),
         (b"generated,target\nx.png,\n", "list.csv:2: a cell is empty"),
         (b"generated,target\nx.png\n", "list.csv:2: a cell is empty"),
+        (b"generated,target\nx.png,a.png\nx.png,b.png\n", "list.csv:3: x.png stands twice"),
         (b"generated,target\n,a.png\n", "list.csv:2: a cell is empty"),
         (b"generated,target\nx.png,../a.png\n", r"list.csv:2: '\.\./a.png' leaves"),
         (b"generated,target\nx.png,/etc/a.png\n", "list.csv:2: '/etc/a.png' leaves"),

@@ -255,6 +255,8 @@ def test_too_few_images_for_a_batch_stop_the_table_before_its_first_cell(table: 
     for start in (lambda: next(run_table(table)), lambda: outlook(table)):
         with pytest.raises(UserError, match="7 training images are fewer than one batch of 12"):
             start()
+    scratch = FinetunePolicy(start="scratch")  # where no Standard is needed
+    assert outlook(dataclasses.replace(table, rows=(SAME_STEPS, PAPER), policy=scratch))
     assert not Path(table.results).exists()
 
 

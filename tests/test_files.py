@@ -249,7 +249,13 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(
     assert [p.name for p in path.parent.iterdir()] == ["a.bin"]
     write_bytes(path, b"new")
     assert path.read_bytes() == b"new"
-    assert path.stat().st_mode & 0o777 == 0o644
+    assert path.stat().st_mode & 0o777 == 0o666 & ~files._UMASK
+
+
+def test_files_are_for_whom_the_umask_says(tmp_path: Path) -> None:
+    code = "import sys; from pidm_core import write_bytes; write_bytes(sys.argv[1], b'')"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "a"], check=True, umask=0o077)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
 
 
 def test_json_is_strict_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,11 @@ def test_the_network_learns_from_the_real_images_and_is_kept(
     with pytest.raises(UserError, match="1 real images share their names"):
         read_judge([files[0], *files], tmp_path / "joints.csv", table, cache=tmp_path)
     twice = {path.name: 2 * exact[path.name] for path in files}
+    write_keypoints(tmp_path / "twice.csv", twice)
+    with pytest.raises(UserError, match=r"twice\.csv: .*for images of another size"):
+        read_judge(
+            files, tmp_path / "joints.csv", tmp_path / "twice.csv", targets=files, cache=tmp_path
+        )
     write_keypoints(tmp_path / "joints.csv", twice)
     with pytest.raises(UserError, match="for images of another size"):
         judged()

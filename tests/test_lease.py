@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,21 @@ def test_a_part_has_one_writer_and_nothing_is_left_of_its_lease(tmp_path: Path) 
             pass
         (out / folder.SPLIT).touch()
     assert [path.name for path in out.iterdir()] == [folder.SPLIT]
+
+
+def test_a_folder_that_another_removes_as_empty_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, take = tmp_path / "out", lease._take
+
+    def late(*args: Any) -> None:
+        monkeypatch.setattr(lease, "_take", take)
+        out.rmdir()
+        take(*args)
+
+    monkeypatch.setattr(lease, "_take", late)
+    with lease.hold(out):
+        assert [path.name for path in out.iterdir()] == [".lease-01-of-01"]
 
 
 def test_a_dead_writers_lease_and_files_are_cleared_away(tmp_path: Path) -> None:

@@ -187,6 +187,9 @@ def test_pack_says_the_sizes_and_cuts(
     assert not out.exists()
     with pytest.raises(UserError, match="mib 0: a file must have room"):
         call("slot", "pack", "--data", data, "--packs", out, "--mib", 0)
+    for wrong, says in (("--mib", "mib 0"), ("--minutes", "minutes -1 is negative")):
+        with pytest.raises(UserError, match=says):  # before the minutes are spent
+            call("slot", *RUN, wrong, says.split()[1])
 
 
 def test_a_pack_that_was_altered_ends_the_slot_before_any_work(

@@ -337,7 +337,12 @@ def test_several_raters_are_averaged(study: tuple[str, Key]) -> None:
         ({"truth": "few"}, "is not in few", BAD_DATA),
         ({"keypoints": "few/no.csv"}, "few/no.csv", BAD_DATA),
         ({"generated": "odd", "set": "A=odd"}, "is not named <source>_2_<target>_vis", BAD_DATA),
-        ({"generated": "broken", "set": None}, "not a whole image", BAD_DATA),
+        (
+            {"generated": "broken", "set": None, "sources": None, "truth": None},
+            "not a whole image",
+            BAD_DATA,
+        ),
+        ({"set": None}, "--sources, --truth and --keypoints are for sets", USAGE),
         ({"set": ",".join(f"m{n}=GFLA" for n in range(9))}, "10 methods, at most 9", USAGE),
     ],
 )
@@ -438,8 +443,10 @@ def test_the_commands_of_the_documentation_run(
     monkeypatch.chdir(tmp_path)
     market = people / "market1501"
     there = {"data/market1501/bounding_box_test": market / "bounding_box_train"}
-    there |= {"data/test": market / "bounding_box_train"}
-    there |= {"data/market-annotation-test.csv": market / "exact-annotation-train.csv"}
+    pairs = "results/pairs/market1501"  # as tools/render_pairs.py makes them
+    there |= {f"{pairs}/{part}": market / "bounding_box_train" for part in ("sources", "targets")}
+    there |= {f"{pairs}/keypoints.csv": market / "exact-annotation-train.csv"}
+    there |= {f"{pairs}/images": people / "PIDM"}
     there |= {f"out/{name.lower()}": people / name for name in METHODS}
     for name, place in there.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
@@ -501,10 +508,14 @@ def test_a_rater_answers_by_mouse_and_keys_and_is_scored(
         page.get_by_role("button", name="Save answers").click()
     saved = tmp_path / download.value.suggested_filename
     download.value.save_as(saved)
+    page.get_by_role("button", name="Next person").click()
+    playwright.expect(page.locator("#intro")).to_be_visible()
+    other = page.evaluate("answers.rater")
     page.close()
     assert not broken
     assert {url.split(":")[0] for url in asked} <= {"file", "data", "blob"}
     given = read_json(saved)
+    assert given["rater"] != other
     assert given["images"] == wanted["images"]
     assert given["sets"] == wanted["sets"]
     assert saved.name == f"answers-{given['rater']}.json"

@@ -53,6 +53,12 @@ class RunOptions:
     dry_run: bool = False
     """Say which packs are here and what would be done, and stop."""
 
+    def __post_init__(self) -> None:
+        if self.mib < 1:  # before the minutes are spent
+            raise UserError(f"mib {self.mib}: a file must have room for 1 MiB")
+        if self.minutes < 0:
+            raise UserError(f"minutes {self.minutes:g} is negative")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Pack, or run."""

@@ -2,7 +2,7 @@
 # make demo    the whole way on drawn people     make check   style, types
 # make results the tables of docs/results.md on drawn people; results-quick: a slice in 20 minutes
 # make recipes learning rates, batches and parametrisations in equal time; generators of three lengths
-# make real    Table 3 on Market-1501 at half its size, in sixteen hours of a core (data/market1501)
+# make real    Table 3 on Market-1501 at half its size, in nineteen hours of a core (data/market1501)
 # make slow    the tests that take minutes or much memory
 # make test-faults   N kills, full disks, bad inputs of each kind, and a table
 # make paper   the paper's network and Table 3: eight GPUs, a week; WEIGHTS=FILE: ImageNet's, if elsewhere

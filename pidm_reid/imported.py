@@ -59,10 +59,9 @@ def import_images(
     for path in named:
         try:
             refuse_path(path.name, str(images))
-            files += [path] * path.is_file()
-            unusable += [f"{path}: a dangling link, folder or pipe, no image"] * (
-                not path.is_file()
-            )
+            if not path.is_file():
+                raise UserError(f"{path}: a dangling link, folder or pipe, no image")
+            files.append(path)
         except UserError as error:
             unusable.append(str(error))
     if not files:

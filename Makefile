@@ -112,7 +112,7 @@ real: $(READY)
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --ratios 0.4 --seeds 0,1 --rows Standard,Standard-same-steps,PIDM-strict
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_40 --ratios 0.4 --seeds 0,1,2 --rows Standard,Standard-same-steps,PIDM-strict,real-instead
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_40_paper --ratios 0.4 --seeds 0,1,2 --rows Standard,Standard-same-steps,Standard-same-steps-erasing,PIDM-strict,PIDM-paper,real-instead
-	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_40_paper --ratios 0.4 --seeds 0 --rows Standard,PIDM-strict-selection --variants PIDM-strict-long=strict=configs/market1501_half_strict_long.yaml
+	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_40_paper --ratios 0.4 --seeds 0,1,2 --rows Standard,PIDM-strict-selection --variants PIDM-strict-long=strict=configs/market1501_half_strict_long.yaml
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_long --ratios 0.4 --seeds 0 --rows Standard,Standard-same-steps,PIDM-strict --student.finetune.steps 800
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_real --ratios 0.4 --seeds 0 --rows Standard,Standard-same-steps,real-instead,PIDM-strict --variants PIDM-strict-x1=per_image=1
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_real --ratios 0.2 --seeds 0 --rows Standard,Standard-same-steps,real-instead

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -203,8 +203,20 @@ def _comma_separated(lines: Sequence[Result]) -> str:
 # ---------------------------------------------------------------- the grid
 
 
-def draw_grid(table: ImageTable) -> Path:
-    """Write grid.png: source, pose, truth and every method's image, of evenly chosen pairs.
+@dataclass(frozen=True)
+class GridRow:
+    """A pair that every method has an image of."""
+
+    source: Path
+    pose: np.ndarray
+    """Joints of the target."""
+    truth: Path
+    made: tuple[Path, ...]
+    """Each method's image."""
+
+
+def grid_rows(table: ImageTable) -> list[GridRow]:
+    """Evenly chosen pairs for the grid.
 
     Raises UserError where the keypoints or a source lack or no pair is in every method's folder.
     """
@@ -226,15 +238,23 @@ def draw_grid(table: ImageTable) -> Path:
             f"{table.sources or targets} and a pose in {table.keypoints}",
             BAD_DATA,
         )
-    height, width = load_image(common[0][1]).shape[:2]
-    size = _GRID_HEIGHT_PX, round(_GRID_HEIGHT_PX * width / height)
     rows = []
     for k in np.unique(np.linspace(0, len(common) - 1, table.grid_rows).astype(int)):
         source, target = common[k]
-        truth = load_image(target)
-        made = [load_image(found[common[k]]) for found in images]
-        pose = skeleton(poses[target.stem], truth.shape[:2])
-        rows.append([load_image(only(sources[source])), pose, truth, *made])
+        made = tuple(found[common[k]] for found in images)
+        rows.append(GridRow(only(sources[source]), poses[target.stem], target, made))
+    return rows
+
+
+def draw_grid(table: ImageTable, chosen: Sequence[GridRow]) -> Path:
+    """Write grid.png: source, pose, truth and every method's image, of each chosen pair."""
+    height, width = load_image(chosen[0].truth).shape[:2]
+    size = _GRID_HEIGHT_PX, round(_GRID_HEIGHT_PX * width / height)
+    rows = []
+    for row in chosen:
+        truth = load_image(row.truth)
+        pose = skeleton(row.pose, truth.shape[:2])
+        rows.append([load_image(row.source), pose, truth, *map(load_image, row.made)])
     path = Path(table.results) / table.name / "grid.png"
     titles = ("source", "pose", "truth", *table.methods)
     write_bytes(path, encode_png(sheet(titles, rows, size)))

@@ -108,7 +108,13 @@ def _coerce(value: Any, kind: Any, where: str) -> Any:
         return tuple(_coerce(item, args[0], where) for item in items)
     if origin is dict:
         if isinstance(value, str):
-            pairs = [item.partition("=") for item in value.split(",")]
+            parts: list[str] = []
+            for item in value.split(","):
+                if parts and parts[-1].count("=") > 1 and "=" not in item:
+                    parts[-1] += f",{item}"  # a setting's value is a list: row=sample.interval=0,1
+                else:
+                    parts.append(item)
+            pairs = [part.partition("=") for part in parts]
             value = {name: item for name, sign, item in pairs if sign}
             if len(value) != len(pairs):
                 raise UserError(f"{where}: expected a list such as name=value,name=value")

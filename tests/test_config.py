@@ -254,7 +254,9 @@ def test_names_with_values_come_from_a_flag_or_a_section(tmp_path: Path) -> None
     path = yaml(tmp_path, "folders: {a: 010, 2: z}")
     assert named("--config", str(path)).folders == {"a": "010", "2": "z"}
     assert named().folders == {}
-    for wrong in ("a", "a=x,b", "a=x,a=y"):
+    variants = {"a": "sample.interval=0.3,1", "b": "per_image=1"}
+    assert named("--folders", "a=sample.interval=0.3,1,b=per_image=1").folders == variants
+    for wrong in ("a", "a=x,b", "a=x,a=y", "a,b=x=1"):
         with pytest.raises(UserError, match="name=value"):
             named("--folders", wrong)
     with pytest.raises(UserError, match="names with values"):

@@ -16,7 +16,9 @@ from people import make_market, planned, render_all, standing
 from test_table import THREE
 
 from pidm_core import BAD_DATA, USAGE, UserError, load_image, write_json, write_keypoints
+from pidm_core.options import parse
 from pidm_reid import coverage, folder, folder_report, page, report
+from pidm_reid.config import ReidTable
 from pidm_reid.folder_report import write_folder_report
 from pidm_reid.synthesize import Generator
 from pidm_reid.table import Grid, Strong, markdown, read_table
@@ -112,6 +114,16 @@ def test_variants_are_named_in_the_command(tmp_path: Path) -> None:
     words = Checked(report.write_table_report(tmp_path)).words
     assert "--rows PIDM --ratios" in words
     assert "--variants PIDM-strict-last=policy.real_last=0.2" in words
+
+
+def test_a_variant_whose_value_is_a_list_can_be_run_by_the_command(tmp_path: Path) -> None:
+    changes = {"late": "sample.interval=0.3,1", "one": "per_image=1"}
+    for row, change in changes.items():
+        write_json(tmp_path / row / "result.json", {**THREE[0], "row": row, "change": change})
+    words = Checked(report.write_table_report(tmp_path)).words.split()
+    flags = ["--variants", words[words.index("--variants") + 1]]
+    table = parse(ReidTable, flags, prog="x", description="", example="x")
+    assert table.variants == changes
 
 
 def test_a_published_table_is_a_copy_with_a_plot_of_several_ratios(tmp_path: Path) -> None:

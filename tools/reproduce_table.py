@@ -154,8 +154,11 @@ def images(argv: list[str]) -> int:
 
 def _score(table: ImageTable) -> int:
     """Measure the methods whose images are new, print each, and write the table and the grid."""
-    from pidm_core.image_table import draw_grid, measure, write_table
+    from pidm_core.image_table import draw_grid, grid_rows, measure, write_table
 
+    rows = (
+        grid_rows(table) if table.grid else []
+    )  # before the measuring
     results, left_out = [], False
     for result, new in measure(table):
         print(result["method"] + ("" if new else " (done before)"))
@@ -167,9 +170,9 @@ def _score(table: ImageTable) -> int:
         results.append(result)
     print(write_table(table, results), end="")
     folder = Path(table.results) / table.name
-    if table.grid:
-        draw_grid(table)
-    print(f"-> {folder}/table.md, table.csv, table.json" + (", grid.png" if table.grid else ""))
+    if rows:
+        draw_grid(table, rows)
+    print(f"-> {folder}/table.md, table.csv, table.json" + (", grid.png" if rows else ""))
     return SKIPPED if left_out else DONE
 
 

@@ -290,14 +290,18 @@ class Bench:
         row, table = self.rows[cell.row], self.table
         kind = {
             "paper": "pidm",  # as tools/synthesize.py calls it
-            "strict": f"{table.name}_strict" + "_candidates" * row.selected,
+            "strict": f"{table.name}_strict",
             "images": f"row_{cell.row}",
-        }.get(row.source, row.source)
+        }.get(row.source, row.source) + "_candidates" * row.selected
         if row.change and not row.change.startswith("policy."):  # by which nothing else is drawn
             kind = f"{table.name}_{cell.row}"
         return Path(table.folders) / folder_name(
             table.data, kind=kind, ratio=cell.ratio, seed=cell.seed
         )
+
+    def unselected(self, cell: Cell) -> Path:
+        """The folder of the row without selection, whose images are taken over."""
+        return self.folder(replace(cell, row=f"PIDM-{self.rows[cell.row].source}"))
 
     def refuse_occupied(self, cell: Cell) -> None:
         """UserError if the folder of a cell's images was made otherwise, as far as is known yet."""
@@ -343,7 +347,7 @@ class Bench:
 
     def _taken_over(self, cell: Cell, todo: Sequence[Recipe], generator: Generator) -> list[Recipe]:
         """Half of the candidates are those of the row without selection, and cost as much."""
-        other = self.folder(replace(cell, row="PIDM-strict"))
+        other = self.unselected(cell)
         left = take_over(todo, generator, self.folder(cell), other)
         if taken := len(todo) - len(left):
             share = taken / len(folder.read_ledger(other / folder.MANIFEST))

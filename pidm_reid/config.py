@@ -161,8 +161,9 @@ class ReidTable:
     seeds: tuple[int, ...] = (0,)
     """Seeds; each fixes split, plan, initial weights and order."""
     rows: tuple[str, ...] = ("Standard", "Standard-same-steps", "PIDM-paper")
-    """Rows: Standard, Standard-same-steps, Standard-same-steps-erasing, PIDM-paper, PIDM-strict,
-    PIDM-strict-fly, PIDM-strict-selection, PIDM-strict-selection-erasing, real-instead, oracle."""
+    """Rows: Standard, Standard-same-steps, Standard-same-steps-erasing, PIDM-paper,
+    PIDM-paper-selection, PIDM-strict, PIDM-strict-fly, PIDM-strict-selection,
+    PIDM-strict-selection-erasing, real-instead, oracle."""
     per_image: int = 0
     """Generated images per real one (0: fill up to the size of the full training set)."""
     plan: PlanPolicy = field(default_factory=PlanPolicy)

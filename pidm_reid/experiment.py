@@ -179,10 +179,12 @@ def outlook(table: ReidTable) -> list[str]:
             shared.add(bench.folder(cell))
             passes += 2 * bench.table.selection.network.steps * student.batch_size * row.selected
             size = np.mean([record.path.stat().st_size for record in work.real])
-            without = bench.folder(replace(cell, row="PIDM-strict"))  # whose images are taken over
-            there = len(folder.read_ledger(without / folder.MANIFEST))
-            known = synthetic if without in shared else min(synthetic, there)
-            drawn = CANDIDATES * synthetic - known if row.selected else synthetic
+            drawn = synthetic
+            if row.selected:
+                without = bench.unselected(cell)
+                there = len(folder.read_ledger(without / folder.MANIFEST))
+                known = synthetic if without in shared else min(synthetic, there)
+                drawn = CANDIDATES * synthetic - known
             images += drawn
             mebibytes += drawn * float(size) / 2**20
         lines.append(

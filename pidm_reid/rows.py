@@ -34,6 +34,7 @@ ROWS: Mapping[str, Row] = {
     SAME_STEPS: Row("repeated"),
     "Standard-same-steps-erasing": Row("repeated", erasing=True),
     "PIDM-paper": Row("augmented", "paper"),
+    "PIDM-paper-selection": Row("augmented", "paper", selected=True),
     "PIDM-strict": Row("augmented", "strict"),
     "PIDM-strict-fly": Row("augmented", "strict", fresh=True),
     "PIDM-strict-selection": Row("augmented", "strict", selected=True),

@@ -156,9 +156,7 @@ def _score(table: ImageTable) -> int:
     """Measure the methods whose images are new, print each, and write the table and the grid."""
     from pidm_core.image_table import draw_grid, grid_rows, measure, write_table
 
-    rows = (
-        grid_rows(table) if table.grid else []
-    )  # before the measuring
+    rows = grid_rows(table) if table.grid else []
     results, left_out = [], False
     for result, new in measure(table):
         print(result["method"] + ("" if new else " (done before)"))

@@ -30,18 +30,34 @@ class Diffusion:
             config.beta_first, config.beta_last, config.T, dtype=torch.float64
         )
         self.abar = torch.cumprod(1 - self.beta, 0)
-        self.abar_before = torch.cat([torch.ones(1, dtype=torch.float64), self.abar[:-1]])
+        before = torch.cat([torch.ones(1, dtype=torch.float64), self.abar[:-1]])
+        variance = self.beta * (1 - before) / (1 - self.abar)
+        variance[0] = variance[1]  # it is 0 at the last step, where its logarithm is not used
+        self._constants = {
+            "signal": self.abar.sqrt(),
+            "noise": (1 - self.abar).sqrt(),
+            "snr": self.abar / (1 - self.abar),
+            "mean_y_0": self.beta * before.sqrt() / (1 - self.abar),
+            "mean_y_t": (1 - before) * (1 - self.beta).sqrt() / (1 - self.abar),
+            "log_large": self.beta.log(),
+            "log_small": variance.log(),
+        }
+        self._there: dict[tuple[str, torch.device], Tensor] = {}
 
-    def _at(self, constants: Tensor, t: Tensor) -> Tensor:
-        return constants.to(t.device)[t].float()[:, None, None, None]  # (B, 1, 1, 1)
+    def _at(self, name: str, t: Tensor) -> Tensor:
+        """A constant at the levels t, (B, 1, 1, 1); a copy to a GPU would wait for it each time."""
+        key = name, t.device
+        if key not in self._there:
+            self._there[key] = self._constants[name].float().to(t.device)
+        return self._there[key][t][:, None, None, None]
 
     def q_sample(self, y_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """y_t = sqrt(abar_t) y_0 + sqrt(1 - abar_t) eps."""
-        return self._at(self.abar.sqrt(), t) * y_0 + self._at((1 - self.abar).sqrt(), t) * eps
+        return self._at("signal", t) * y_0 + self._at("noise", t) * eps
 
     def predict_y0(self, y_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """The clean image that y_t and its noise imply."""
-        return (y_t - self._at((1 - self.abar).sqrt(), t) * eps) / self._at(self.abar.sqrt(), t)
+        return (y_t - self._at("noise", t) * eps) / self._at("signal", t)
 
     def to_eps(self, out: Tensor, y_t: Tensor, t: Tensor) -> Tensor:
         """The network's output with its first three channels turned into eps if they are y_0."""
@@ -52,7 +68,7 @@ class Diffusion:
 
     def implied_eps(self, y_t: Tensor, t: Tensor, y_0: Tensor) -> Tensor:
         """The noise that y_t and its clean image imply."""
-        return (y_t - self._at(self.abar.sqrt(), t) * y_0) / self._at((1 - self.abar).sqrt(), t)
+        return (y_t - self._at("signal", t) * y_0) / self._at("noise", t)
 
     # ------------------------------------------------------------ training
 
@@ -65,7 +81,7 @@ class Diffusion:
             return Losses((out[:, :3] - eps).square().mean((1, 2, 3)), bound)
         # An error of the image is one of the noise times SNR: Eq. 3 and the bound would learn the
         # least noisy levels alone. So SNR counts as 1 ... 5, and the bound is cut as much.
-        snr = (self.abar / (1 - self.abar)).to(t.device)[t].float()
+        snr = self._at("snr", t).flatten()
         mse = snr.clamp(1, 5) * (out[:, :3] - y_0).square().mean((1, 2, 3))
         return Losses(mse, bound * (5 / snr).clamp_max(1))
 
@@ -76,7 +92,7 @@ class Diffusion:
         """
         eps, variance = out.chunk(2, 1)
         true_mean = self.posterior_mean(y_0, y_t, t)
-        true_log_var = self._at(self._posterior_log_var(), t)
+        true_log_var = self._at("log_small", t)
         mean = self.posterior_mean(self.predict_y0(y_t, t, eps.detach()), y_t, t)
         log_var = self.log_variance(variance, t)
         kl = gaussian_kl(true_mean, true_log_var, mean, log_var)
@@ -86,21 +102,12 @@ class Diffusion:
 
     def posterior_mean(self, y_0: Tensor, y_t: Tensor, t: Tensor) -> Tensor:
         """Mean of q(y_{t-1} | y_t, y_0)."""
-        first = self.beta * self.abar_before.sqrt() / (1 - self.abar)
-        second = (1 - self.abar_before) * (1 - self.beta).sqrt() / (1 - self.abar)
-        return self._at(first, t) * y_0 + self._at(second, t) * y_t
-
-    def _posterior_log_var(self) -> Tensor:
-        variance = self.beta * (1 - self.abar_before) / (1 - self.abar)
-        variance[0] = variance[1]  # it is 0 at the last step, where its logarithm is not used
-        return variance.log()
+        return self._at("mean_y_0", t) * y_0 + self._at("mean_y_t", t) * y_t
 
     def log_variance(self, v: Tensor, t: Tensor) -> Tensor:
         """Learned log-variance between log beta~_t (v = -1) and log beta_t (v = 1)."""
         share = (v + 1) / 2
-        return share * self._at(self.beta.log(), t) + (1 - share) * self._at(
-            self._posterior_log_var(), t
-        )
+        return share * self._at("log_large", t) + (1 - share) * self._at("log_small", t)
 
     # ------------------------------------------------------------ sampling
 

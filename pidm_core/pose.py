@@ -45,7 +45,7 @@ def pose_map(keypoints: Tensor, size: tuple[int, int]) -> Tensor:
     y = (torch.arange(height, device=keypoints.device) + 0.5) * zoom - 0.5  # (H,)
     out = torch.empty(len(keypoints), CHANNELS, height, width, device=keypoints.device)
     distance = _limb_distances(joints, x, y, out[:, 3:])  # (B, L, H, W)
-    out[:, :3] = _drawing(distance <= EDGE, _top_disc(joints, x, y))
+    out[:, :3] = _drawing(distance <= EDGE, _top_disc(joints, x, y, zoom))
     distance.mul_(1 / DISTANCE_RANGE).clamp_(0, 1)
     return out
 
@@ -103,12 +103,11 @@ def _span(v: Tensor, along: Tensor, across: Tensor, mixed: Tensor) -> tuple[Tens
     return middle.nan_to_num(0.0), half.nan_to_num(-FAR)
 
 
-def _top_disc(joints: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def _top_disc(joints: Tensor, x: Tensor, y: Tensor, step: float) -> Tensor:
     """The number 1 ... 18 of the joint whose disc is drawn last at each pixel, 0 = none (B, H, W).
 
-    Discs are small, so only the pixels around each joint are visited.
+    x and y go on by `step`. Discs are small, so only the pixels around each joint are visited.
     """
-    step = float(x[1] - x[0])
     reach = int(RADIUS / step) + 1
     near = torch.arange(-reach, reach + 1, device=joints.device)
     gone = joints.isnan().any(-1)[..., None]  # (B, 18, 1)

@@ -132,8 +132,9 @@ class Bench:
         work = self.work(cell)
         ratio = min(1.0, (len(work.real) + len(work.recipes)) / work.split["full_images"])
         request = Request(Path(self.table.data), self.keypoints, ratio, cell.seed, per_image=1)
-        known = {record.name for record in work.real}
-        return [r.path for r in prepare(request).real if r.name not in known]
+        known, people = ({getattr(r, key) for r in work.real} for key in ("name", "pid"))
+        more = [r for r in prepare(request).real if r.name not in known]
+        return [r.path for r in more if r.pid in people]  # one image of a person may be broken
 
     # ------------------------------------------------------------ what decides a result
 
@@ -234,8 +235,10 @@ class Bench:
         )
         if first:
             weights.save_state(self.standard_path(cell), state)
+        begun = {} if anew else {"standard": sha256(self.standard_path(cell))[:8]}
         return {
             **self._result(cell, result, test.query, made=made, before=0 if first or anew else 1),
+            **begun,
             "weights": configuration["student"]["weights"],
             "left_out": work.broken + made.left_out,
             "configuration": configuration,
@@ -293,6 +296,8 @@ class Bench:
             "strict": f"{table.name}_strict",
             "images": f"row_{cell.row}",
         }.get(row.source, row.source) + "_candidates" * row.selected
+        if row.selected and row.source == "paper":  # chosen by this table's own network
+            kind = f"{table.name}_{kind}"
         if row.change and not row.change.startswith("policy."):  # by which nothing else is drawn
             kind = f"{table.name}_{cell.row}"
         return Path(table.folders) / folder_name(
@@ -400,6 +405,7 @@ class Bench:
         there = note.is_file() and (out / folder.SELECTION).is_file()
         if there and read_json(note) == asked:
             return
+        note.unlink(missing_ok=True)  # of another choice, which would pass as this one
         with folder.spending(out, "selection_seconds"):
             choices, among_real = scoring.choose(
                 work.real,
@@ -440,7 +446,7 @@ class Bench:
         return Made(synthetic=chosen, saw="unknown", left_out=left_out)
 
     def _standard(self, cell: Cell) -> State:
-        """The weights that Standard left, or trained now if it is not among the rows."""
+        """The weights that Standard left, or trained now if they are not on this machine."""
         from pidm_reid import weights
 
         path = self.standard_path(cell)
@@ -448,8 +454,17 @@ class Bench:
             standard = replace(cell, row=STANDARD)
             configuration, there = self.configuration(standard), standard.path(self.table)
             if there.is_file():
-                refuse_changes(there, read_json(there)["configuration"], configuration)
-            self.do(standard, configuration)
+                old = read_json(there)
+                refuse_changes(there, old["configuration"], configuration)
+                digest = "standard" if "standard" in old else "mAP"  # of 0.1.0
+                if self.run(standard, configuration)[digest] != old[digest]:
+                    log.warning(
+                        "%s: its weights were not on this machine, and trained anew it is another "
+                        "network; rows made from now on begin with that one, which the table says",
+                        there.parent,
+                    )
+            else:
+                self.do(standard, configuration)
         return weights.load_state(path)
 
     def standard_path(self, cell: Cell) -> Path:

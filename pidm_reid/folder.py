@@ -48,6 +48,8 @@ SPLIT, PLAN, MANIFEST = "split.json", "plan.jsonl", "manifest.jsonl"
 SELECTION, AMONG_REAL = "selection.jsonl", "selection_real.json"
 SELECTED = "selection.json"  # beside images that a table chose among: by which rule
 COPIES, COST = "copies.json", "cost.jsonl"
+IMPORTING = ".importing"  # there while another generator's images are taken over
+AGAIN = "again"  # in a ledger: how often the image had been made before
 FORMAT = 1
 CHECK = "check"  # of a line or a file: the checksum of the rest
 PERSON = re.compile(r"([-\d]+)_c(\d+)")  # as torchreid searches for it
@@ -77,10 +79,13 @@ def read_augmented(root: str | Path, *, verify: bool = True) -> Augmented:
     """Read an augmented folder and, unless told not to, check every synthetic file's hash.
 
     Raises UserError (BAD_DATA) if it is none, if it was made for evaluation (its people are of
-    the query and gallery), or if a file of the ledger is missing or was changed.
+    the query and gallery), if a selection or an import was interrupted, or if a file of the
+    ledger is missing or was changed.
     """
     root = Path(root)
     split = read_split(root)
+    if unfinished := unfinished_command(root, split):
+        raise UserError(f"{root}: not finished; run the same {unfinished} again", BAD_DATA)
     ledger = read_ledger(root / MANIFEST)
     if evaluation := [name for name, entry in ledger.items() if entry.get("role") != "train"]:
         raise UserError(
@@ -104,9 +109,19 @@ def read_augmented(root: str | Path, *, verify: bool = True) -> Augmented:
         )
     dropped = {name for name, choice in choices.items() if not choice.get("kept")}
     synthetic = tuple(name for name in sorted(ledger) if name not in dropped)
-    planned = 0 if "selection" in split else int(split.get("recipes", 0))
+    chosen = len(choices) - len(dropped)
+    planned = chosen if "selection" in split else int(split.get("recipes", 0))
     missing = max(0, planned - len(ledger))
     return Augmented(root, split, tuple(sorted(split["real"])), synthetic, missing)
+
+
+def unfinished_command(root: Path, split: Mapping[str, Any]) -> str:
+    """The tool that was interrupted while it made a folder that does not say how much it lacks."""
+    if (root / IMPORTING).exists():
+        return "tools/synthesize.py --import-from"
+    if "selection" in split and not (root / SELECTION).is_file():
+        return "tools/select_images.py"
+    return ""
 
 
 def was_selected(root: Path, split: Mapping[str, Any]) -> bool:
@@ -190,11 +205,17 @@ def ledgers(path: Path) -> list[Path]:
 
 
 def read_ledger(path: Path) -> dict[str, dict[str, Any]]:
-    """File name -> entry of every whole line; a torn or altered line is as if never written.
+    """File name -> the entry of an image; a torn or altered line is as if never written.
 
+    Of two lines of an image that one counts which was written when it was made the last time.
     Raises UserError (BAD_DATA) for a name that leads out of the folder.
     """
-    return {entry["file_name"]: entry for entry in ledger_entries(path)}
+    entries: dict[str, dict[str, Any]] = {}
+    for entry in ledger_entries(path):
+        before = entries.get(entry["file_name"], entry)
+        if entry.get(AGAIN, 0) >= before.get(AGAIN, 0):
+            entries[entry["file_name"]] = entry
+    return entries
 
 
 def ledger_entries(path: Path) -> Iterator[dict[str, Any]]:

@@ -73,7 +73,9 @@ def import_images(
     yield from unusable
     with lease.hold(out):
         start(work, foreign, out, copy=copy)
+        write_bytes(out / folder.IMPORTING, b"")
         yield from _take_over(files, work, foreign, out, real=real)
+        (out / folder.IMPORTING).unlink()
 
 
 def _take_over(

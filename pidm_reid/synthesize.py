@@ -232,12 +232,12 @@ def synthesize(
 
     shard: that of `start`; each part keeps a ledger of its own.
     """
-    train = out / folder.BASE / folder.TRAIN
+    train, times = out / folder.BASE / folder.TRAIN, _times_made(todo, out)
 
     def keep(files: Files) -> int:
         for recipe, data in files:
             write_bytes(train / recipe.file_name, data)
-        entries = [ledger_entry(recipe, generator, data) for recipe, data in files]
+        entries = [_again(ledger_entry(recipe, generator, data), times) for recipe, data in files]
         folder.append_ledger(folder.ledger_of(out, shard), entries)
         return len(entries)
 
@@ -306,10 +306,11 @@ def describe(work: Work, generator: Generator) -> dict[str, Any]:
 
 def missing(recipes: Recipes, generator: Generator, out: Path) -> Recipes:
     """Those of the recipes whose image is not there, or not what the ledger says."""
-    there = np.zeros(len(recipes), dtype=bool)
+    there, times = np.zeros(len(recipes), dtype=bool), np.zeros(len(recipes), dtype=np.int32)
     for entry in folder.ledger_entries(out / folder.MANIFEST):
-        index = recipes.index_of(entry["file_name"])
-        if index is not None:
+        index, again = recipes.index_of(entry["file_name"]), entry.get(folder.AGAIN, 0)
+        if index is not None and again >= times[index]:
+            times[index] = again
             there[index] = _is_there(recipes[index], entry, generator, out)
     return recipes.take(np.flatnonzero(~there).astype(np.int32))
 
@@ -317,17 +318,35 @@ def missing(recipes: Recipes, generator: Generator, out: Path) -> Recipes:
 def take_over(todo: Sequence[Recipe], generator: Generator, out: Path, other: Path) -> list[Recipe]:
     """Copy the images of these recipes that another folder has; the recipes that are left."""
     ledger, left, entries = folder.read_ledger(other / folder.MANIFEST), [], []
+    times = _times_made(todo, out)
     theirs, ours = (root / folder.BASE / folder.TRAIN for root in (other, out))
     for recipe in todo:
         entry = ledger.get(recipe.file_name, {})
         if _is_there(recipe, entry, generator, other):
             write_bytes(ours / recipe.file_name, (theirs / recipe.file_name).read_bytes())
-            entries.append(entry)
+            entries.append(_again(entry, times))
         else:
             left.append(recipe)
     if entries:
         folder.append_ledger(out / folder.MANIFEST, entries)
     return left
+
+
+def _times_made(todo: Sequence[Recipe], out: Path) -> dict[str, int]:
+    """How often images that are to be made were made before, by their file names."""
+    planned = todo.index_of if isinstance(todo, Recipes) else {r.file_name: 0 for r in todo}.get
+    times: dict[str, int] = {}
+    for entry in folder.ledger_entries(out / folder.MANIFEST):
+        if planned(name := entry["file_name"]) is not None:
+            times[name] = max(times.get(name, 0), entry.get(folder.AGAIN, 0) + 1)
+    return times
+
+
+def _again(entry: dict[str, Any], times: Mapping[str, int]) -> dict[str, Any]:
+    """The entry as the newest of its image, whichever part's ledger it stands in."""
+    number = times.get(entry["file_name"], 0)
+    entry = {key: value for key, value in entry.items() if key != folder.AGAIN}
+    return {**entry, folder.AGAIN: number} if number else entry
 
 
 def _is_there(recipe: Recipe, entry: Mapping[str, Any], generator: Generator, out: Path) -> bool:

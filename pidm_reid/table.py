@@ -188,7 +188,7 @@ def _line(
     return Line(
         name=row,
         ratio=ratio,
-        label=_joined(cells, "label") or row,
+        label=(_joined(cells, "label") or row) + _otherwise_begun(cells, reference),
         mean={name: statistics.fmean(v) for name, v in values.items()},
         sd={name: statistics.stdev(v) for name, v in values.items()} if len(cells) > 1 else {},
         images=first["images"]["entries"],
@@ -227,11 +227,24 @@ def _refuse_mixed(
         stage = known.get("finetune") or {}
         stage = {"start": "standard", **stage} if stage else {}
         found |= {f"finetune.{k}": value for k, value in stage.items() if k not in without}
+        found |= {key: cell[key] for key in ("precision",) if key in cell}
         data = known.get("data", {})
         return found | {f"{s} images": data[s] for s in ("train", "test") if s in data}
 
+    def generated(cell: Mapping[str, Any]) -> dict[str, Any]:
+        """Where the row's images come from; seeds differ in which are planned, not in how many."""
+        known, images = cell.get("configuration", {}), cell["images"]
+        found = {key: known.get(key) for key in ("renderer", "settings", "selection", "images")}
+        found["change"] = cell.get("change")
+        if "real" in images and not known.get("images"):
+            found["generated for a real image"] = round(images["synthetic"] / images["real"], 1)
+        if generator := known.get("generator"):
+            training = {k: v for k, v in generator["train"].items() if k != "seed"}
+            found["generator"] = {**generator, "train": training, "init": known.get("init")}
+        return found
+
     for verdict, groups in (
-        ("its cells were trained differently", [facts(cell) for cell in cells]),
+        ("its cells were made differently", [{**facts(c), **generated(c)} for c in cells]),
         (
             "was made otherwise than what it is compared with",
             [facts(cell, OF_A_ROW) for cell in (*cells[:1], *reference)],
@@ -245,6 +258,15 @@ def _refuse_mixed(
                     "--name",
                     BAD_DATA,
                 )
+
+
+def _otherwise_begun(
+    cells: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]
+) -> str:
+    """What a row's name says where a seed began with another Standard than the reference's."""
+    theirs = {cell["seed"]: cell.get("standard") for cell in reference}
+    began = [(cell.get("standard"), theirs.get(cell["seed"])) for cell in cells]
+    return ", from another Standard" if any(a and b and a != b for a, b in began) else ""
 
 
 def _joined(cells: Sequence[Mapping[str, Any]], key: str) -> str:

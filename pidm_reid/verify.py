@@ -26,6 +26,8 @@ def faults(root: str | Path) -> Iterator[str]:
     split = folder.read_split(root)
     recipes = folder.read_lines(root / folder.PLAN)
     ledger = folder.read_ledger(root / folder.MANIFEST)
+    if unfinished := folder.unfinished_command(root, split):
+        yield f"{root}: not finished; run the same {unfinished} again"
     yield from _lists(root, split, recipes, ledger)
     yield from _generated(root, ledger)
     yield from _real(root, split, recipes)

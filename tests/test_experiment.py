@@ -27,7 +27,7 @@ from pidm_core import (
 )
 from pidm_core.config import SampleConfig, TrainConfig
 from pidm_core.train import train
-from pidm_reid import experiment, finetune, folder, generators, lease, scoring, unfinished
+from pidm_reid import experiment, finetune, folder, generators, lease, plan, scoring, unfinished
 from pidm_reid.bench import Bench
 from pidm_reid.config import FinetunePolicy, ReidTable, SelectionConfig, Stage, StudentConfig
 from pidm_reid.experiment import cells, draw_sheet, outlook, run_table
@@ -345,6 +345,23 @@ def test_withheld_real_images_are_none_of_d_tr(table: ReidTable) -> None:
     assert len(few_images.more_real(Cell("real-instead", 0.25, 0))) == 9
 
 
+def test_somebody_whose_kept_image_is_broken_gets_no_withheld_ones(
+    table: ReidTable, tmp_path: Path
+) -> None:
+    """Or there would be a person more than in Standard's network."""
+    market = make_market(tmp_path / "people", train=12)
+    table = dataclasses.replace(table, data=str(market), ratios=(0.3,), rows=("real-instead",))
+    kept = plan.sample_real(folder.read_people(market), ratio=0.3, seed=0)
+    times = Counter(record.pid for record in kept)
+    alone = next(record for record in kept if times[record.pid] == 1)
+    alone.path.write_bytes(alone.path.read_bytes()[:40])
+    bench, (cell,) = Bench(table), cells(table)
+    people = {record.pid for record in bench.work(cell).real}
+    assert alone.pid not in people
+    assert {folder.person(path.name)[0] for path in bench.more_real(cell)} <= people
+    assert done(table)["real-instead"]["images"]["people"] == 11
+
+
 @pytest.mark.parametrize(
     "rows",
     [
@@ -397,6 +414,13 @@ def test_selection_is_done_once_for_all_rows(
 
     monkeypatch.setattr(scoring, "choose", forbidden)
     done(dataclasses.replace(table, rows=("PIDM-strict-selection-erasing",)))
+
+
+def test_a_choice_is_one_tables_own(table: ReidTable) -> None:
+    """Another table's network chooses otherwise, and its hours are not this one's."""
+    rows = ("PIDM-paper-selection",)
+    folders = {Bench(few(table, rows=rows, name=name)).folder(Cell(*rows, 0.5, 0)) for name in "ab"}
+    assert len(folders) == 2
 
 
 def test_images_of_another_generator_are_a_row(table: ReidTable, tmp_path: Path) -> None:
@@ -536,6 +560,37 @@ def test_a_table_of_another_test_set_is_refused(table: ReidTable, tmp_path: Path
     (tmp_path / "people/market1501/query/0001_c1s1_000000_00.jpg").unlink()
     with pytest.raises(UserError, match=r"data\.test: "):
         done(table)
+
+
+def test_standard_is_not_replaced_by_one_that_is_trained_anew(
+    table: ReidTable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its weights may lie on another machine; the rows there began with those."""
+    first = done(dataclasses.replace(table, rows=("Standard", SAME_STEPS)))
+    assert first["Standard"]["standard"] == first[SAME_STEPS]["standard"]
+    (weights,) = Path(table.results).rglob("standard/*.safetensors")
+    before = weights.read_bytes()
+
+    weights.unlink()
+    again = done(table)
+    assert (again["Standard"], weights.read_bytes()) == (first["Standard"], before)
+    assert again[PAPER]["standard"] == first["Standard"]["standard"]
+    assert not caplog.records
+
+    weights.unlink()
+    Cell(PAPER, 0.5, 0).path(table).unlink()
+    really = finetune.train_and_test
+
+    def elsewhere(*args: Any, **settings: Any) -> Any:  # another machine rounds otherwise
+        return really(*args, **{**settings, "seed": settings["seed"] + 1})
+
+    monkeypatch.setattr(finetune, "train_and_test", elsewhere)
+    other = done(table)
+    assert other["Standard"] == first["Standard"]
+    assert other[PAPER]["standard"] != first["Standard"]["standard"]
+    assert "trained anew it is another network" in caplog.text
+    paper = next(line for line in write_table(Path(table.results) / "try") if line.name == PAPER)
+    assert paper.label == "PIDM-paper, from another Standard"
 
 
 def test_a_gain_of_an_erasing_row_is_over_the_row_with_erasing() -> None:

@@ -50,6 +50,31 @@ def test_a_selected_folder_has_the_better_half_of_each_person_and_the_first_stay
         scoring.select_folder(first, second, **{**SETTINGS, "keep": 0.6})
 
 
+def test_an_interrupted_selection_is_not_trained_on(
+    market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    render_all(planned(market), first)
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "choose", interrupt)  # while a judge trains
+        with pytest.raises(KeyboardInterrupt):
+            scoring.select_folder(first, second, **SETTINGS)
+    with pytest.raises(UserError, match="same tools/select_images.py again"):
+        folder.read_augmented(second)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "append_ledger", interrupt)  # when the choice is made
+        with pytest.raises(KeyboardInterrupt):
+            scoring.select_folder(first, second, **SETTINGS)
+    kept = [choice for choice in scoring.read_choices(second) if choice.kept]
+    assert folder.read_augmented(second).missing == len(kept) > 0
+    scoring.select_folder(first, second, **SETTINGS)
+    assert folder.read_augmented(second).missing == 0
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_share_is_rounded_up_and_no_further(
     market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

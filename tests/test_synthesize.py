@@ -31,6 +31,7 @@ from pidm_core import (
 from pidm_reid import folder, imported, leaks, synthesize
 from pidm_reid.config import PlanPolicy
 from pidm_reid.synthesize import Generator, Work
+from pidm_reid.verify import faults
 
 
 def files(out: Path) -> dict[str, bytes]:
@@ -164,6 +165,25 @@ def test_changed_or_lost_image_is_made_anew(market: Path, tmp_path: Path) -> Non
     (train / work.recipes[1].file_name).write_bytes(b"")
     assert render_all(work, tmp_path) == 2
     assert files(tmp_path) == before
+
+
+def test_an_image_remade_by_other_writers_is_good(market: Path, tmp_path: Path) -> None:
+    """The line of the part that made it first comes later, and its image is no more."""
+    work = planned(market)
+    for k in (1, 2):
+        render_all(work, tmp_path, shard=(k, 2))
+    train = tmp_path / "market1501/bounding_box_train"
+
+    def elsewhere(*inputs: Any) -> np.ndarray:  # another device: not the same pixels
+        return np.asarray(TINT.render(*inputs) ^ 1)
+
+    (train / work.recipes[0].file_name).unlink()
+    assert render_all(work, tmp_path, dataclasses.replace(TINT, render=elsewhere)) == 1
+    assert render_all(work, tmp_path) == 0
+    assert folder.read_augmented(tmp_path).missing == 0
+    (train / work.recipes[0].file_name).unlink()
+    assert render_all(work, tmp_path, shard=(1, 2)) == 1
+    assert folder.read_augmented(tmp_path).missing == 0
 
 
 def test_shards_together_are_the_whole(market: Path, tmp_path: Path) -> None:
@@ -524,6 +544,20 @@ def foreign_folder(work: Work, root: Path) -> Path:
         write_bytes(root / name, encode_png(draw_person(2, 0)))
     write_bytes(root / "0004_c2_broken.png", b"")
     return root
+
+
+def test_an_interrupted_import_is_not_trained_on(market: Path, tmp_path: Path) -> None:
+    work, out = planned(market), tmp_path / "out"
+    images = foreign_folder(work, tmp_path / "gan")
+    taken_over = imported.import_images(work, images, out, real={})
+    next(taken_over)
+    taken_over.close()
+    with pytest.raises(UserError, match="same tools/synthesize.py --import-from again"):
+        folder.read_augmented(out)
+    assert any("not finished" in fault for fault in faults(out))
+    list(imported.import_images(work, images, out, real={}))
+    assert folder.read_augmented(out).synthetic
+    assert not list(faults(out))
 
 
 def test_images_of_another_method_keep_person_and_camera(market: Path, tmp_path: Path) -> None:

@@ -76,10 +76,10 @@ LIKE = "Standard-same-steps"
 @pytest.mark.parametrize(
     ("others", "words"),
     [
-        ([trained("PIDM", 1, steps=400)], r"trained differently \(finetune.steps\)"),
-        ([trained("PIDM", 1, height=128)], r"trained differently \(student\)"),
-        ([trained("PIDM", 1, erasing=True)], r"trained differently \(finetune.erasing\)"),
-        ([trained("PIDM", 1, data={"test": "c"})], r"trained differently \(test images\)"),
+        ([trained("PIDM", 1, steps=400)], r"made differently \(finetune.steps\)"),
+        ([trained("PIDM", 1, height=128)], r"made differently \(student\)"),
+        ([trained("PIDM", 1, erasing=True)], r"made differently \(finetune.erasing\)"),
+        ([trained("PIDM", 1, data={"test": "c"})], r"made differently \(test images\)"),
         ([trained(LIKE, 0, height=128)], r"otherwise than .* compared with \(student\)"),
         ([trained(LIKE, 0, steps=400)], r"otherwise than .* with \(finetune.steps\)"),
         ([trained(LIKE, 0, lr=1e-2)], r"otherwise than .* with \(finetune.lr\)"),
@@ -94,6 +94,49 @@ def test_what_was_trained_differently_is_not_compared(
         table.summarise([trained("PIDM", 0), *others])
     table.summarise([trained("PIDM", 0), trained("PIDM", 1), trained(LIKE, 0)])
     table.summarise([trained("PIDM", 0, half_real=True, erasing=True), trained(LIKE, 0)])
+
+
+def generated(seed: int, **changed: Any) -> dict[str, Any]:
+    """A cell of generated images; `changed` goes to where they come from."""
+    cell = trained("PIDM", seed)
+    training = {"seed": seed, "steps": changed.pop("steps", 600)}
+    generator = {"train": training}
+    cell["precision"] = changed.pop("precision", "fp32")
+    cell["images"] = {"entries": 1000, "real": 400, "synthetic": changed.pop("synthetic", 600)}
+    known = {"renderer": "pidm:1", "settings": {}, "generator": generator, "plan": str(seed)}
+    cell["configuration"] |= {**known, **changed}
+    return cell
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"renderer": "pidm:2"}, "renderer"),
+        ({"settings": {"steps": 9}}, "settings"),
+        ({"selection": {"rule": 2}}, "selection"),
+        ({"steps": 700}, "generator"),
+        ({"synthetic": 1200}, "generated for a real image"),
+        ({"precision": "bf16"}, "precision"),
+    ],
+)
+def test_seeds_with_images_of_different_generators_are_no_row(
+    changed: dict[str, Any], words: str
+) -> None:
+    table.summarise([generated(0), generated(1, synthetic=601)])
+    with pytest.raises(UserError, match=rf"PIDM, 40%: .*made differently \({words}\)"):
+        table.summarise([generated(0), generated(1, **changed)])
+
+
+def test_a_row_that_began_with_another_standard_says_so() -> None:
+    """Standard trained anew on another machine is another network, and the pairs are looser."""
+
+    def label(*standards: str) -> str:
+        rows = zip(("PIDM", LIKE), standards, strict=True)
+        cells = [{**result(row, 0, 0.5), "standard": digest} for row, digest in rows]
+        return next(line.label for line in table.summarise(cells) if line.name == "PIDM")
+
+    assert label("aa", "aa") == "PIDM"
+    assert label("aa", "bb") == "PIDM, from another Standard"
 
 
 def test_gain_counts_common_seeds_only() -> None:

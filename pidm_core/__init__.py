@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pidm_core.data import Record as Record
     from pidm_core.data import check_frame as check_frame
     from pidm_core.data import find_keypoints as find_keypoints
+    from pidm_core.data import find_subset as find_subset
     from pidm_core.data import has_market1501 as has_market1501
     from pidm_core.data import make_pairs as make_pairs
     from pidm_core.data import read_market1501 as read_market1501
@@ -95,6 +96,7 @@ _HOME = {
     "encode_png": "files",
     "enlarged": "sheets",
     "find_keypoints": "data",
+    "find_subset": "data",
     "from_dict": "options",
     "has_market1501": "data",
     "is_drawn": "seen",

@@ -69,7 +69,7 @@ def read_market1501(
     in `left_out`.
     Raises UserError (BAD_DATA) when there is no such folder, no image, or a name without pid.
     """
-    folder = _subset_folder(Path(root), subset)
+    folder = find_subset(Path(root), subset)
     names, strange = list_names(folder)
     if left_out is not None:
         left_out += strange
@@ -118,7 +118,8 @@ def _record(folder: Path, name: str) -> Record:
     return Record(folder / name, name, int(match[1]), int(match[2]))
 
 
-def _subset_folder(root: Path, subset: str) -> Path:
+def find_subset(root: Path, subset: str) -> Path:
+    """The folder of a subset's images, by its own name or PATN's (train, test)."""
     for name in (subset, *filter(None, [_PATN_NAMES.get(subset)])):
         for folder in _FOLDERS:
             if (root / folder / name).is_dir():
@@ -133,7 +134,7 @@ def _subset_folder(root: Path, subset: str) -> Path:
 def has_market1501(root: str | Path, subset: str = "bounding_box_train") -> bool:
     """Whether `read_market1501` would find the subset, and a name as it wants them in there."""
     try:
-        folder = _subset_folder(Path(root), subset)
+        folder = find_subset(Path(root), subset)
     except UserError:
         return False
     with os.scandir(folder) as entries:
@@ -142,7 +143,7 @@ def has_market1501(root: str | Path, subset: str = "bounding_box_train") -> bool
 
 def find_keypoints(root: str | Path, subset: str = "bounding_box_train") -> Path:
     """The PATN keypoint CSV of a subset: in the folder of the subsets, beside it or one above."""
-    home = _subset_folder(Path(root), subset).parent
+    home = find_subset(Path(root), subset).parent
     name = _CSV.get(subset, _TEST_CSV)
     for folder in (home, home.parent, home.parent.parent):
         if (folder / name).is_file():

@@ -25,6 +25,10 @@ Item = tuple[str, int, int, int]
 
 log = logging.getLogger(__name__)
 REAL, SYNTHETIC = 0, 1
+_REFUSED = (
+    "cannot read a person or camera number in a file name (Market-1501: persons 0-1501, cameras "
+    "1-6); renumber them"
+)
 _ORIENTATION = 0x0112  # EXIF's tag
 
 
@@ -114,11 +118,9 @@ class PIDMAugmentedDataset:
         except IndexError as error:
             raise UserError(f"{home}: training set, query or gallery is empty", BAD_DATA) from error
         except AssertionError as error:  # in its loop over the names
-            raise UserError(
-                f"{home}: torchreid's {self.base_name} refuses a person or camera number in a file "
-                "name (Market-1501: persons 0-1501, cameras 1-6); renumber them",
-                BAD_DATA,
-            ) from error
+            raise UserError(f"{home}: torchreid's {self.base_name} {_REFUSED}", BAD_DATA) from error
+        if any(map(_misread, (*self.query, *self.gallery))):  # camera 11 would be camera 1
+            raise UserError(f"{home}: torchreid's {self.base_name} {_REFUSED}", BAD_DATA)
 
     def _augment(self) -> None:
         augmented = read_augmented(self.folder)
@@ -181,6 +183,12 @@ def _class_for(base: str, augmented: str, pool: str) -> type[Any]:
             "__doc__": PIDMAugmentedDataset.__doc__,
         },
     )
+
+
+def _misread(item: Item) -> bool:
+    """Whether torchreid took another camera from a test image's name than stands there."""
+    found = PERSON.search(os.path.basename(item[0]))
+    return found is not None and int(found[2]) != item[2] + 1
 
 
 def _restore(base: str, augmented: str, pool: str) -> Any:

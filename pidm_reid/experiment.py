@@ -57,21 +57,8 @@ def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
 
     What another process does of the same table comes last, and is waited for.
     """
-    from pidm_reid import scoring
-
     bench = Bench(table)
-    todo = {cell: bench.of(cell).configuration(cell) for cell in cells(table)}
-    for cell, configuration in todo.items():
-        if (path := cell.path(table)).is_file():
-            refuse_changes(path, read_json(path)["configuration"], configuration)
-    for cell in todo:  # what would stop a cell is said before hours of the others
-        if cell.path(table).is_file():
-            continue
-        _check_batch(bench.of(cell), cell)
-        bench.of(cell).refuse_occupied(cell)
-        if bench.rows[cell.row].selected:
-            work = bench.of(cell).work(cell)
-            scoring.check_judges(work.real, work.recipes, table.student, seed=cell.seed)
+    todo = _configurations(bench)
     save_config(table, Path(table.results) / table.name / CONFIG)
     left: dict[Path, list[Cell]] = {}  # by ratio and seed, whose rows build on one another
     for cell in todo:
@@ -97,6 +84,26 @@ def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
             time.sleep(LOOK_S)
 
 
+def _configurations(bench: Bench) -> dict[Cell, dict[str, Any]]:
+    """What decides each cell; UserError, before hours of the others, for what would stop one."""
+    from pidm_reid import scoring
+
+    table = bench.table
+    todo = {cell: bench.of(cell).configuration(cell) for cell in cells(table)}
+    for cell, configuration in todo.items():
+        if (path := cell.path(table)).is_file():
+            refuse_changes(path, read_json(path)["configuration"], configuration)
+    for cell in todo:
+        if cell.path(table).is_file():
+            continue
+        _check_batch(bench.of(cell), cell)
+        bench.of(cell).refuse_occupied(cell)
+        if bench.rows[cell.row].selected:
+            work = bench.of(cell).work(cell)
+            scoring.check_judges(work.real, work.recipes, table.student, seed=cell.seed)
+    return todo
+
+
 @contextmanager
 def _held(claim: Path, cells: list[Cell], table: ReidTable) -> Iterator[bool]:
     """Whether these cells are this process's to do; what is finished needs no lease."""
@@ -114,8 +121,10 @@ def _check_batch(bench: Bench, cell: Cell) -> None:
     """UserError for a cell that fills no batch, or whose Standard fills none."""
     from pidm_reid import finetune
 
-    work, table = bench.work(cell), bench.table
-    whole = table.policy.start == "scratch" and bench.rows[cell.row].train != "real"
+    work, table, row = bench.work(cell), bench.table, bench.rows[cell.row]
+    if row.train == "augmented" and row.source != "images" and table.policy.half_real:
+        finetune.check_halves(len(work.real), len(work.recipes), table.student.batch_size)
+    whole = table.policy.start == "scratch" and row.train != "real"
     finetune.check_batch(len(work.real) + len(work.recipes) * whole, table.student)
 
 
@@ -155,6 +164,7 @@ def outlook(table: ReidTable) -> list[str]:
     from pidm_reid import finetune
 
     benches = Bench(table)
+    _configurations(benches)
     lines, passes, images, mebibytes = [], 0, 0, 0.0
     shared: set[Path] = set()  # what several cells use is made once
     begun: set[Path] = set()  # Standard's weights that are counted
@@ -166,7 +176,6 @@ def outlook(table: ReidTable) -> list[str]:
         done = cell.path(table).is_file()
         synthetic = len(work.recipes) if row.train == "augmented" else 0
         if not done:
-            _check_batch(bench, cell)
             passes += stage.steps * student.batch_size
             first = bench.standard_path(cell)
             if row.train == "real":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -319,7 +320,8 @@ def make_manager(
     how = how or How()
     check_batch(len(train), config)
     if how.half_real:
-        _check_halves(train, config.batch_size)
+        counts = Counter(item[3] for item in train)
+        check_halves(counts[REAL], counts[SYNTHETIC], config.batch_size)
     use_gpu = torch.cuda.is_available()
     with compat.registered(_listed(train, test)) as name, compat.quiet():
         manager = torchreid.data.ImageDataManager(
@@ -346,12 +348,12 @@ def check_batch(images: int, config: NetworkConfig) -> None:
         )
 
 
-def _check_halves(train: Sequence[Item], batch_size: int) -> None:
+def check_halves(real: int, synthetic: int, batch_size: int) -> None:
     """torchreid's sampler asserts on an odd batch, and fails late on too short a half."""
     if batch_size % 2:
         raise UserError(f"half_real: batch_size {batch_size} is odd")
-    for kind, name in ((REAL, "real"), (SYNTHETIC, "synthetic")):
-        if (count := sum(item[3] == kind for item in train)) < batch_size // 2:
+    for count, name in ((real, "real"), (synthetic, "synthetic")):
+        if count < batch_size // 2:
             raise UserError(f"half_real: {count} {name} images do not fill half a batch")
 
 

@@ -33,6 +33,7 @@ from pidm_core import (
     Record,
     UserError,
     find_keypoints,
+    find_subset,
     parse_json,
     read_json,
     read_market1501,
@@ -52,7 +53,7 @@ IMPORTING = ".importing"  # there while another generator's images are taken ove
 AGAIN = "again"  # in a ledger: how often the image had been made before
 FORMAT = 1
 CHECK = "check"  # of a line or a file: the checksum of the rest
-PERSON = re.compile(r"([-\d]+)_c(\d+)")  # as torchreid searches for it
+PERSON = re.compile(r"([-\d]+)_c(\d+)")  # torchreid takes one digit of the camera
 
 
 # ---------------------------------------------------------------- reading
@@ -410,16 +411,19 @@ def lay_out(out: Path, real: Sequence[Record], *, copy: bool) -> None:
     home, beside = out / BASE, real[0].path.parent.parent
     for record in real:
         place(record.path, home / TRAIN / record.name, copy=copy)
-    subsets = [subset for subset in (QUERY, GALLERY) if (beside / subset).is_dir()]
-    for subset in subsets:
-        place(beside / subset, home / subset, copy=copy)
+    originals = {}
+    for subset in (QUERY, GALLERY):
+        with suppress(UserError):  # a set need have none
+            originals[subset] = find_subset(beside, subset)
+    for subset, original in originals.items():
+        place(original, home / subset, copy=copy)
     if not copy:
         _link_spellings(out)
         return
     if not (out / COPIES).is_file():
         copies = {
-            subset: {p.name: sha256(p) for p in sorted((beside / subset).iterdir()) if p.is_file()}
-            for subset in subsets
+            subset: {p.name: sha256(p) for p in sorted(original.iterdir()) if p.is_file()}
+            for subset, original in originals.items()
         }
         write_json(out / COPIES, {**copies, CHECK: _check_of(copies)})
     for link in (out / BASE / ALIAS, out / ALIAS):  # of a call without copy
@@ -466,6 +470,8 @@ def _link_spellings(out: Path) -> None:
 
 def place(original: Path, target: Path, *, copy: bool) -> None:
     """Link or copy a file or folder to `target`, unless it is there; a copy replaces a link."""
+    if target.is_symlink() and not target.exists():  # the data set was moved
+        target.unlink(missing_ok=True)
     if copy and target.is_symlink():
         if original.is_dir():
             with suppress(IsADirectoryError, PermissionError):  # another shard was faster

@@ -65,7 +65,7 @@ def generator_saw(
     D_tr, all train, drawn people, external, unknown, or several of them; that of the model it
     started from stands before its own, as in 'drawn people + D_tr'. Raises UserError (BAD_DATA)
     if it has seen an image of query or gallery, or a person of theirs in a data set of the same
-    people.
+    people: one that has an image of the training set, or mostly the same names (a resized copy).
     """
     seen = read_seen(model) if seen is None else seen
     if seen is None:
@@ -79,7 +79,10 @@ def _labels(entry: Seen, contents: Contents, real: Collection[str], model: str) 
     if test := sorted(name for name, key in contents.test.items() if key in keys):
         raise _tested(model, f"{len(test)} images", test[0])
     train = set(contents.train.values())
-    if keys & train and (both := _people(entry) & contents.tested()):
+    names = entry.images.keys() & {*contents.train, *(Path(n).name for n in contents.test)}
+    most = max(len(entry.images), len(contents.train)) / 2
+    resized = entry.kind == "real" and len(names) > most  # or stored anew
+    if (keys & train or resized) and (both := _people(entry) & contents.tested()):
         raise _tested(model, f"{len(both)} people", min(both))
     kinds = {"drawn": "drawn people", "unknown": "unknown"}
     labels = [kinds.get(entry.kind, "external")] if not keys or keys - train else []

@@ -183,7 +183,7 @@ class Pool:
     def close(self) -> None:
         """End the background process, remove what it has begun, leave the pool to others."""
         self._stop()
-        self._lock.close()
+        _unlock(self._lock)
         atexit.unregister(self.close)
 
     def _stop(self) -> None:
@@ -217,6 +217,15 @@ def _lock(home: Path) -> Any:
     return file
 
 
+def _unlock(file: Any) -> None:
+    """Free it in the loader workers too, which have it open as long as they live."""
+    import fcntl
+
+    with contextlib.suppress(OSError, ValueError):  # without locks, or closed before
+        fcntl.flock(file, fcntl.LOCK_UN)
+    file.close()
+
+
 # ---------------------------------------------------------------- the plan, continued
 
 
@@ -230,6 +239,12 @@ class Succession:
         augmented = folder.read_augmented(root, verify=False)
         kept = set(augmented.real)
         real = [record for record in folder.read_people(root) if record.name in kept]
+        if not real:
+            raise UserError(
+                f"{root}: its real images are not there; if the data set was moved, the same "
+                "tools/synthesize.py command finds them again",
+                BAD_DATA,
+            )
         self.root, self.split = root, augmented.split
         self.manifest = folder.read_ledger(root / folder.MANIFEST)
         lines = folder.read_lines(root / folder.PLAN)

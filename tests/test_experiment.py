@@ -552,6 +552,20 @@ def test_of_all_real_images_nothing_is_generated(table: ReidTable) -> None:
     assert [cell.row for cell in cells(more)] == ["Standard", SAME_STEPS, "PIDM-strict-x1"]
 
 
+def test_what_stops_a_cell_is_said_before_hours_of_the_others(table: ReidTable) -> None:
+    """And by a dry run, which else would say that all is well."""
+    odd = dataclasses.replace(STUDENT, batch_size=9)
+    policy = FinetunePolicy(half_real=True)
+    halves = dataclasses.replace(few(table, name="odd"), policy=policy, student=odd)
+    done(dataclasses.replace(table, rows=("Standard",)))
+    longer = dataclasses.replace(STUDENT, standard=Stage(steps=9, warmup_steps=1))
+    changed = dataclasses.replace(table, rows=("Standard",), student=longer)
+    for wrong, words in ((halves, "batch_size 9 is odd"), (changed, "steps: 2 -> 9")):
+        for start in (lambda t: next(run_table(t)), outlook):
+            with pytest.raises(UserError, match=words):
+                start(wrong)
+
+
 def test_a_table_of_another_test_set_is_refused(table: ReidTable, tmp_path: Path) -> None:
     table = dataclasses.replace(
         table, data=str(make_market(tmp_path / "people")), rows=("Standard",)

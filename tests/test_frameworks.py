@@ -298,6 +298,15 @@ def test_camera_twelve_is_read_as_camera_one(place: Path, tmp_path: Path) -> Non
     assert [item[2] for item in data.train if item[0].endswith(name)] == [0]
 
 
+def test_a_test_set_with_camera_twelve_is_refused(place: Path, tmp_path: Path) -> None:
+    """Or pairs of cameras 1 and 12 would not be compared."""
+    root = with_training_image("0002_c2s9_000000_00.jpg", place, tmp_path)
+    query = root / "market1501/query"
+    (query / "0001_c1s1_000000_00.jpg").rename(query / "0001_c12s1_000000_00.jpg")
+    with pytest.raises(UserError, match=r"cannot read a person or camera .*; renumber"):
+        PIDMAugmentedDataset(str(root), augmented=str(place / NAME), verbose=False)
+
+
 def test_only_jpg_is_read(place: Path, tmp_path: Path) -> None:
     root = with_training_image("0002_c1s9_000000_00.jpeg", place, tmp_path)
     assert len(torchreid_reads(root).train) == 72

@@ -91,6 +91,15 @@ def test_a_generator_that_saw_a_test_person_of_the_same_data_set_is_refused(
     assert saw(market, Seen("market1501", "real", distractor)) == "external + all train"
 
 
+def test_a_generator_that_saw_a_resized_copy_is_known_by_the_names(market: Path) -> None:
+    train = {name: f"resized {key}" for name, key in images(market, "bounding_box_train").items()}
+    assert saw(market, Seen("small", "real", train)) == "external"
+    tested = {**train, "0003_c2s1_000777_00.jpg": "resized"}
+    with pytest.raises(UserError, match="was trained on 1 people of query and gallery"):
+        saw(market, Seen("small", "real", tested))
+    assert saw(market, Seen("other world", "drawn", tested)) == "drawn people"
+
+
 def test_copies_within_the_training_set_do_not_make_a_strict_generator_an_all_seeing_one(
     tmp_path: Path,
 ) -> None:

@@ -431,6 +431,27 @@ def test_pool_of_another_training_and_other_folders_are_refused(
     open_pool(augmented, home=str(tmp_path / "killed"))
 
 
+def test_a_closed_pool_is_free_although_loader_workers_live(augmented: Path) -> None:
+    opened, fork = open_pool(augmented), multiprocessing.get_context("fork")
+    reads, writes = fork.Pipe(duplex=False)
+    worker = fork.Process(target=reads.recv, daemon=True)  # has the file of the lock open
+    worker.start()
+    opened.close()
+    pool._pools.clear()
+    open_pool(augmented)
+    writes.send(None)
+    worker.join()
+
+
+def test_sources_that_are_not_there_are_named(augmented: Path) -> None:
+    for image in (augmented / "market1501/bounding_box_train").iterdir():
+        if "_pidm" not in image.name:
+            image.unlink()
+    opened = open_pool(augmented)
+    with pytest.raises(UserError, match="its real images are not there"):
+        opened.start(0, background=False)
+
+
 def test_manager_without_a_pool_is_refused(market: Path) -> None:
     with compat.quiet():
         plain = torchreid.data.ImageDataManager(

@@ -59,7 +59,7 @@ def test_an_interrupted_selection_is_not_trained_on(
         patch.setattr(scoring, "choose", interrupt)  # while a judge trains
         with pytest.raises(KeyboardInterrupt):
             scoring.select_folder(first, second, **SETTINGS)
-    with pytest.raises(UserError, match="same tools/select_images.py again"):
+    with pytest.raises(UserError, match=r"same tools/select_images\.py again"):
         folder.read_augmented(second)
     with monkeypatch.context() as patch:
         patch.setattr(folder, "append_ledger", interrupt)  # when the choice is made

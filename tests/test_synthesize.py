@@ -186,6 +186,28 @@ def test_an_image_remade_by_other_writers_is_good(market: Path, tmp_path: Path) 
     assert folder.read_augmented(tmp_path).missing == 0
 
 
+def test_a_moved_data_set_is_found_again(tmp_path: Path) -> None:
+    made = make_market(tmp_path / "here")
+    out = tmp_path / "out"
+    render_all(planned(made), out)
+    made.rename(tmp_path / "there")
+    assert any("a link to nowhere" in fault for fault in faults(out))
+    assert render_all(planned(tmp_path / "there"), out) == 0
+    assert not list(faults(out))
+
+
+def test_folders_by_patns_names_have_query_and_gallery_too(tmp_path: Path) -> None:
+    home = make_market(tmp_path / "people") / "market1501"
+    (home / "bounding_box_train").rename(home / "train")
+    (home / "bounding_box_test").rename(home / "test")
+    render_all(planned(tmp_path / "people"), tmp_path / "out")
+    for subset in ("query", "bounding_box_test"):
+        theirs = folder.read_people(tmp_path / "people", subset)
+        assert [r.name for r in folder.read_people(tmp_path / "out", subset)] == [
+            r.name for r in theirs
+        ]
+
+
 def test_shards_together_are_the_whole(market: Path, tmp_path: Path) -> None:
     work = planned(market)
     render_all(work, tmp_path / "straight")
@@ -552,7 +574,7 @@ def test_an_interrupted_import_is_not_trained_on(market: Path, tmp_path: Path) -
     taken_over = imported.import_images(work, images, out, real={})
     next(taken_over)
     taken_over.close()
-    with pytest.raises(UserError, match="same tools/synthesize.py --import-from again"):
+    with pytest.raises(UserError, match=r"same tools/synthesize\.py --import-from again"):
         folder.read_augmented(out)
     assert any("not finished" in fault for fault in faults(out))
     list(imported.import_images(work, images, out, real={}))

@@ -54,10 +54,13 @@ def _base(config: Path) -> str:
     return str(read_json(config).get("base", {}).get("name", ""))
 
 
-def write_seen(run: Path, config: PIDMConfig, records: Sequence[Record]) -> None:
-    """Write a run's seen.json, once; UserError (BAD_DATA) if it was begun with other images."""
+def write_seen(run: Path, config: PIDMConfig, records: Sequence[Record], *, begun: bool) -> None:
+    """Write a run's seen.json, anew until it has begun, which is when something of it is saved.
+
+    UserError (BAD_DATA) if it was begun with other images.
+    """
     images = {record.name: content_key(record.path) for record in records}
-    if (run / FILE).is_file():  # written when the run began, with the model of that time
+    if begun and (run / FILE).is_file():  # of then, with the model of that time
         old = _read(run / FILE)[-1].images
         if changed := dict(old.items() ^ images.items()):
             raise UserError(

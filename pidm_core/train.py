@@ -26,6 +26,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from pidm_core import __version__
+from pidm_core.checkpoint import checkpoints, find_model
 from pidm_core.config import PIDMConfig, TrainConfig
 from pidm_core.data import Batch, Pairs, Record, order
 from pidm_core.datasets import read_people, withhold
@@ -423,7 +424,10 @@ def _open_run(
 ) -> None:
     """Write config.yaml, env.json, seen.json and notes, or refuse a folder of other settings."""
     path = run / "config.yaml"
-    if path.is_file():
+    begun = bool(checkpoints(run)) or (run / "model").is_dir()  # else nothing was trained with them
+    if config.train.init and not begun:
+        find_model(config.train.init)
+    if begun and path.is_file():
         old, new = (_flat(to_dict(c)) for c in (load_config(PIDMConfig, path), config))
         harmless = set(HARMLESS)
         if config.train.cosine:
@@ -452,7 +456,7 @@ def _open_run(
         "processes": accelerator.num_processes,
     }
     write_json(run / "env.json", environment)
-    write_seen(run, config, images)
+    write_seen(run, config, images, begun=begun)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -347,6 +347,33 @@ def test_a_run_starts_from_another_models_weights(config: PIDMConfig, tmp_path: 
     assert all(torch.equal(second[name], value) for name, value in first.items())
 
 
+def test_a_model_to_start_from_that_is_not_there_yet_leaves_nothing_behind(
+    small: PIDMConfig, tmp_path: Path
+) -> None:
+    options = dataclasses.replace(small.train, init=str(tmp_path / "first"))
+    second = dataclasses.replace(small, train=options)
+    with pytest.raises(UserError, match="first: no trained model there"):
+        finish(second, tmp_path / "second")
+    assert not (tmp_path / "second" / "seen.json").exists()
+    finish(small, tmp_path / "first")
+    finish(second, tmp_path / "second")
+    assert [entry.kind for entry in read_seen(tmp_path / "second") or []] == ["real", "real"]
+
+
+def test_a_run_of_which_nothing_was_saved_takes_other_settings(
+    small: PIDMConfig, market: Path, tmp_path: Path
+) -> None:
+    next(train(small, tmp_path / "run"))  # killed after its first step
+    finish(small, tmp_path / "first")
+    options = dataclasses.replace(small.train, init=str(tmp_path / "first"), lr=5e-4)
+    finish(dataclasses.replace(small, train=options), tmp_path / "run")
+    assert load_config(PIDMConfig, tmp_path / "run" / "config.yaml").train == options
+    assert len(read_seen(tmp_path / "run") or []) == 2
+    shutil.rmtree(tmp_path / "run" / "checkpoints")  # the model is still of these settings
+    with pytest.raises(UserError, match="holds a run with other settings"):
+        finish(small, tmp_path / "run")
+
+
 def judged(config: PIDMConfig, **options: object) -> PIDMConfig:
     """Two of the six people withheld, judged after every second step."""
     train = dataclasses.replace(config.train, withhold=0.3, save_every=2, **options)  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from pidm_core import __version__
 from pidm_core.checkpoint import checkpoints, find_model
 from pidm_core.config import PIDMConfig, TrainConfig
-from pidm_core.data import Batch, Pairs, Record, order
+from pidm_core.data import Batch, Pairs, order
 from pidm_core.datasets import read_people, withhold
 from pidm_core.diffusion import Diffusion, drop_conditions, sample_images
 from pidm_core.files import (
@@ -126,8 +126,9 @@ def train(
     train.withhold the best saved one, judged in withheld.json; else the last).
     SIGINT and SIGTERM finish the step and save. Raises UserError for steps of sampling that cannot
     be, for a run folder that holds another configuration or a model without its run or in which
-    another process trains, for train.bad_steps steps in a row
-    whose loss is not finite (BAD_DATA), and where memory does not suffice (ENVIRONMENT).
+    another process trains, for other images, joints or pairs than it was begun with, for
+    train.bad_steps steps in a row whose loss is not finite (BAD_DATA), and where memory does not
+    suffice (ENVIRONMENT).
     """
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     accelerator.gradient_accumulation_steps = 1  # whatever `accelerate config` left: ours decides
@@ -150,10 +151,8 @@ def _train(
     placement = place(config.train.precision, accelerator.device)
     state = State(config, placement, about=about)
     pairs, withheld = _divided_pairs(config)
-    images = pairs.records + (withheld.records if withheld else [])
-    _on_the_first(
-        accelerator, lambda: _open_run(config, run, placement, accelerator, images, notes)
-    )
+    parts = [pairs, withheld] if withheld else [pairs]
+    _on_the_first(accelerator, lambda: _open_run(config, run, placement, accelerator, parts, notes))
     world, rank = accelerator.num_processes, accelerator.process_index
     start = state.resume(run, world)
     _same_start(accelerator, run, start)
@@ -419,7 +418,7 @@ def _open_run(
     run: Path,
     placement: Placement,
     accelerator: Accelerator,
-    images: Sequence[Record],
+    parts: Sequence[Pairs],
     notes: Mapping[str, Any],
 ) -> None:
     """Write config.yaml, env.json, seen.json and notes, or refuse a folder of other settings."""
@@ -447,6 +446,8 @@ def _open_run(
     for name, value in notes.items():
         write_json(run / name, value)
     save_config(config, path)
+    images = [record for part in parts for record in part.records]
+    write_seen(run, config, images, begun=begun)
     environment = {
         "version": __version__,
         "torch": torch.__version__,
@@ -454,9 +455,23 @@ def _open_run(
         "hardware": str(placement),
         "threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
+        "pairs_sha256": [part.digest() for part in parts],
     }
+    if begun:
+        _same_pairs(config, run, environment["pairs_sha256"])
     write_json(run / "env.json", environment)
-    write_seen(run, config, images, begun=begun)
+
+
+def _same_pairs(config: PIDMConfig, run: Path, digests: object) -> None:
+    """Refuse other pairs or joints than a run was begun with; earlier runs noted none."""
+    path = run / "env.json"
+    known = read_json(path) if path.is_file() else {}
+    if isinstance(known, dict) and known.get("pairs_sha256", digests) != digests:
+        raise UserError(
+            f"{config.data}: the pairs or their joints are not those that {run} was begun with; "
+            "restore the keypoint file and the pair list, or train anew in another folder",
+            BAD_DATA,
+        )
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

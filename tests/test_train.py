@@ -32,6 +32,7 @@ from pidm_core import (
     read_json,
     save_config,
     sha256,
+    write_json,
 )
 from pidm_core.config import ASSETS, DiffusionConfig, ModelConfig, SampleConfig, TrainConfig
 from pidm_core.data import Pairs
@@ -39,7 +40,8 @@ from pidm_core.datasets import read_people, withhold
 from pidm_core.diffusion import Diffusion, sample_images
 from pidm_core.files import BAD_DATA, ENVIRONMENT, TERMINATED
 from pidm_core.hardware import place
-from pidm_core.keypoints import NOBODY
+from pidm_core.keypoints import NOBODY, read_keypoints, write_keypoints
+from pidm_core.pair_lists import patn_pairs, write_pairs
 from pidm_core.seen import read_seen
 from pidm_core.state import State, learning_rate
 from pidm_core.train import HybridLoss, train
@@ -506,6 +508,36 @@ def test_a_run_does_not_go_on_with_other_images(config: PIDMConfig, tmp_path: Pa
     more = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=7))
     with pytest.raises(UserError, match=r"1 images, such as 0002_c1s1_000000_00.jpg, are not"):
         next(train(more, tmp_path / "run"))
+
+
+def test_a_run_does_not_go_on_with_other_joints_or_pairs(small: PIDMConfig, tmp_path: Path) -> None:
+    people, run = make_market(tmp_path / "people"), tmp_path / "run"
+    joints, pairs = people / "market1501/market-annotation-train.csv", tmp_path / "pairs.csv"
+    listed, before = patn_pairs(read_keypoints(joints)), joints.read_bytes()
+    write_pairs(pairs, listed)
+    small = judged(dataclasses.replace(small, data=str(people), pairs=str(pairs)))
+    finish(small, run)
+    more = dataclasses.replace(small, train=dataclasses.replace(small.train, steps=8))
+    moved = {name: np.clip(x - 1, 0, None) for name, x in read_keypoints(joints).items()}
+    write_keypoints(joints, moved)
+    with pytest.raises(UserError, match="the pairs or their joints are not those"):
+        next(train(more, run))
+    joints.write_bytes(before)
+    write_pairs(pairs, listed[::-1])
+    with pytest.raises(UserError, match="the pairs or their joints are not those"):
+        next(train(more, run))
+    write_pairs(pairs, listed)
+    assert [progress.step for progress in train(more, run)] == [7, 8]
+
+
+def test_a_run_of_before_pairs_were_noted_goes_on(small: PIDMConfig, tmp_path: Path) -> None:
+    finish(small, tmp_path)
+    notes = read_json(tmp_path / "env.json")
+    pairs = notes.pop("pairs_sha256")
+    write_json(tmp_path / "env.json", notes)
+    more = dataclasses.replace(small, train=dataclasses.replace(small.train, steps=7))
+    assert [progress.step for progress in train(more, tmp_path)] == [7]
+    assert read_json(tmp_path / "env.json")["pairs_sha256"] == pairs
 
 
 def test_sigterm_finishes_the_step_and_saves(config: PIDMConfig, tmp_path: Path) -> None:

@@ -110,11 +110,12 @@ def read_people(
 def withhold(people: People, share: float, *, seed: int) -> tuple[People, People]:
     """Divide a data set by identity: (the rest, `share` of the identities, at least one).
 
-    Only identities with a pair are withheld, for others can judge nothing; who they are depends
-    on the seed and the identities alone. Raises UserError (BAD_DATA) if no pair would be left.
+    Images of a listed pair are of one identity, whatever their names say. Only identities with a
+    pair are withheld, for others can judge nothing; who they are depends on the seed and the
+    identities alone. Raises UserError (BAD_DATA) if no pair would be left.
     """
-    pids = np.array([record.pid for record in people.records])
     pairs = make_pairs(people.records, people.keypoints) if people.pairs is None else people.pairs
+    pids = _identities(people.records, pairs)
     paired = sorted({int(pid) for pid in pids[pairs[:, 1]]})
     count = max(1, round(share * len(set(pids.tolist()))))
     if count >= len(paired):
@@ -126,6 +127,23 @@ def withhold(people: People, share: float, *, seed: int) -> tuple[People, People
     drawn = sorted(paired, key=lambda pid: sha256(f"{seed}|withheld|{pid}".encode()))[:count]
     away = np.isin(pids, drawn)
     return _part(people, ~away), _part(people, away)
+
+
+def _identities(records: Sequence[Record], pairs: np.ndarray) -> np.ndarray:
+    """The identity of each record, int (N,): of those that pairs join the least."""
+    pids = np.array([record.pid for record in records])
+    lower: dict[int, int] = {}  # of two identities that are one
+
+    def least(pid: int) -> int:
+        while pid in lower:
+            pid = lower[pid]
+        return pid
+
+    for pair in np.unique(pids[pairs], axis=0).tolist():
+        low, high = sorted(map(least, pair))
+        if low != high:
+            lower[high] = low
+    return np.array([least(pid) for pid in pids.tolist()])
 
 
 def _part(people: People, kept: np.ndarray) -> People:

@@ -29,7 +29,14 @@ from pidm_core import (
 )
 from pidm_core.config import ModelConfig, PIDMConfig
 from pidm_core.data import Pairs
-from pidm_core.datasets import open_image, open_joints, pose_images, read_people
+from pidm_core.datasets import (
+    People,
+    open_image,
+    open_joints,
+    pose_images,
+    read_people,
+    withhold,
+)
 from pidm_core.pair_lists import fashion_key, name_records, patn_pairs, read_pairs
 from pidm_core.train import load_pairs
 from tools import make_pairs
@@ -286,6 +293,19 @@ def test_any_folder_with_keypoints_and_pairs(tmp_path: Path, folders: bool) -> N
     assert sorted(arrivals(load_pairs(config))) == LISTED
     with pytest.raises(UserError, match="any other layout give --keypoints and --pairs"):
         read_people(config.data)
+
+
+@pytest.mark.parametrize("name", ["{person:04d}/{k}.jpg", "anna{person}-{k}.jpg"])
+def test_who_is_withheld_is_told_by_the_pair_list_where_names_tell_nothing(name: str) -> None:
+    names = [name.format(person=person, k=k) for person in range(10) for k in range(4)]
+    rows = np.arange(40).reshape(10, 4)
+    pairs = np.concatenate([rows[:, [0, 1]], rows[:, [3, 2]], rows[:, [2, 1]]])
+    people = People(name_records(names), {}, pairs)
+    rest, away = withhold(people, 0.3, seed=0)
+    persons = [{names.index(r.name) // 4 for r in part.records} for part in (rest, away)]
+    assert [len(one) for one in persons] == [7, 3]
+    assert not persons[0] & persons[1]
+    assert [len(part.pairs) for part in (rest, away) if part.pairs is not None] == [21, 9]
 
 
 def test_a_file_that_names_an_image_twice_is_refused_unless_one_is_its_path(tmp_path: Path) -> None:

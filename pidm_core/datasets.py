@@ -28,6 +28,7 @@ from pidm_core.data import (
 )
 from pidm_core.files import (
     BAD_DATA,
+    CONTROL,
     IMAGE_SUFFIXES,
     UserError,
     load_image,
@@ -158,16 +159,23 @@ def _part(people: People, kept: np.ndarray) -> People:
 def list_images(folder: str | Path) -> list[Record]:
     """Every image below a folder, sorted; named by its path in there, identities from the names.
 
-    Hidden files are ignored, links to folders not followed; names with control characters and what
-    is no file (a dangling link, a pipe) are reported as a warning.
+    Hidden files are ignored, links to folders not followed; files and folders with control
+    characters in their name and what is no file (a dangling link, a pipe) are reported as a
+    warning.
     Raises UserError (BAD_DATA) if there is none.
     """
     names = []
     for home, folders, _ in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        seen = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in seen if not CONTROL.search(name)]
         found, strange = list_names(Path(home))
+        strange += [
+            f"{Path(home) / CONTROL.sub('?', name)}: control characters in its name; rename it"
+            for name in seen
+            if name not in folders
+        ]
         if strange:
-            log.warning("%d files left out, the first: %s", len(strange), strange[0])
+            log.warning("%d files or folders left out, the first: %s", len(strange), strange[0])
         names += [(Path(home) / name).relative_to(folder).as_posix() for name in found]
     if not names:
         raise UserError(f"{folder}: no images (.jpg or .png) in it", BAD_DATA)

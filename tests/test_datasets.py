@@ -31,12 +31,14 @@ from pidm_core.config import ModelConfig, PIDMConfig
 from pidm_core.data import Pairs
 from pidm_core.datasets import (
     People,
+    list_images,
     open_image,
     open_joints,
     pose_images,
     read_people,
     withhold,
 )
+from pidm_core.files import CONTROL
 from pidm_core.pair_lists import fashion_key, name_records, patn_pairs, read_pairs
 from pidm_core.train import load_pairs
 from tools import make_pairs
@@ -306,6 +308,21 @@ def test_who_is_withheld_is_told_by_the_pair_list_where_names_tell_nothing(name:
     assert [len(one) for one in persons] == [7, 3]
     assert not persons[0] & persons[1]
     assert [len(part.pairs) for part in (rest, away) if part.pairs is not None] == [21, 9]
+
+
+@pytest.mark.parametrize("folder", [b"fr\xe9d\xe9ric", b"a\nb"])
+def test_folders_with_names_that_no_list_can_hold_are_left_out_and_named(
+    tmp_path: Path, folder: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = tmp_path / os.fsdecode(folder)
+    try:
+        write_bytes(odd / "1.jpg", b"")
+    except OSError:
+        pytest.skip("the file system has no such names")
+    write_bytes(tmp_path / "good" / "2.jpg", b"")
+    assert [record.name for record in list_images(tmp_path)] == ["good/2.jpg"]
+    shown = CONTROL.sub("?", odd.name)
+    assert f"1 files or folders left out, the first: {tmp_path / shown}: control" in caplog.text
 
 
 def test_a_file_that_names_an_image_twice_is_refused_unless_one_is_its_path(tmp_path: Path) -> None:

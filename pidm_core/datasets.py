@@ -214,7 +214,7 @@ def _fashion_folder(root: Path, split: Split) -> Path | None:
         if folder.is_dir():
             with os.scandir(folder) as entries:
                 files = (e.name for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES))
-                if fashion_key(next(files, "")):
+                if any(map(fashion_key, files)):
                     return folder
     return None
 

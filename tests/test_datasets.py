@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from people import draw_person
 from pidm_core import (
     BAD_DATA,
     UserError,
+    datasets,
     encode_jpeg,
     encode_png,
     estimator,
@@ -323,6 +325,25 @@ def test_folders_with_names_that_no_list_can_hold_are_left_out_and_named(
     assert [record.name for record in list_images(tmp_path)] == ["good/2.jpg"]
     shown = CONTROL.sub("?", odd.name)
     assert f"1 files or folders left out, the first: {tmp_path / shown}: control" in caplog.text
+
+
+@pytest.mark.parametrize("first", ["cover", FLAT[0]])
+def test_deepfashion_is_known_by_any_of_its_images(
+    tmp_path: Path, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patn(tmp_path)
+    write_bytes(tmp_path / "train/cover.jpg", encode_jpeg(picture(9)))
+    scan = os.scandir
+
+    @contextlib.contextmanager
+    def ordered(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+        with scan(folder) as entries:  # a file system lists them in any order
+            yield iter(sorted(entries, key=lambda entry: not entry.name.startswith(first)))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", ordered)
+        assert datasets._fashion_folder(tmp_path, "train") == tmp_path / "train"
+    assert len(read_people(tmp_path).records) == len(FLAT)
 
 
 def test_a_file_that_names_an_image_twice_is_refused_unless_one_is_its_path(tmp_path: Path) -> None:

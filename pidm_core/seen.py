@@ -26,7 +26,7 @@ class Seen:
     """The images of one data set that a generator was trained on."""
 
     data: str  # name of its folder
-    kind: Kind  # unknown: a model that came without seen.json
+    kind: Kind  # drawn: all images are; unknown: a model that came without seen.json
     images: dict[str, str]  # file name -> content_key of the file
 
 
@@ -69,7 +69,8 @@ def write_seen(run: Path, config: PIDMConfig, records: Sequence[Record], *, begu
                 BAD_DATA,
             )
         return
-    kind: Kind = "drawn" if records and is_drawn(records[0]) else "real"
+    folders = {record.path.resolve().parent for record in records}
+    kind: Kind = "drawn" if folders and all(map(_drew, folders)) else "real"
     seen = [Seen(Path(config.data).resolve().name, kind, images)]
     if start := config.train.init:
         seen = (read_seen(start) or [Seen(Path(start).name, "unknown", {})]) + seen
@@ -78,7 +79,11 @@ def write_seen(run: Path, config: PIDMConfig, records: Sequence[Record], *, begu
 
 def is_drawn(record: Record) -> bool:
     """Whether an image, or the one that it links to, lies in a folder that ToyMarket drew."""
-    return (record.path.resolve().parent.parent / "toy_market.json").is_file()
+    return _drew(record.path.resolve().parent)
+
+
+def _drew(folder: Path) -> bool:
+    return (folder.parent / "toy_market.json").is_file()
 
 
 def _read(path: Path) -> list[Seen]:

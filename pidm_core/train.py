@@ -127,8 +127,8 @@ def train(
     SIGINT and SIGTERM finish the step and save. Raises UserError for steps of sampling that cannot
     be, for a run folder that holds another configuration or a model without its run or in which
     another process trains, for other images, joints or pairs than it was begun with, for
-    train.bad_steps steps in a row whose loss is not finite (BAD_DATA), and where memory does not
-    suffice (ENVIRONMENT).
+    train.bad_steps steps in a row whose loss is not finite (BAD_DATA), where memory does not
+    suffice (ENVIRONMENT), and for more steps where the model kept is the end of a shorter training.
     """
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     accelerator.gradient_accumulation_steps = 1  # whatever `accelerate config` left: ours decides
@@ -159,6 +159,8 @@ def _train(
     if start == 0 and config.train.init:
         state.start_from(config.train.init)
     judge = _Judge(run, start, state, withheld) if withheld else None
+    if judge and start < config.train.steps:
+        judge.forget_end(start, accelerator)
     if judge and (judge.exhausted() or start >= config.train.steps):
         judge.refuse_none()
         return
@@ -269,6 +271,31 @@ class _Judge:
             if int(step) <= start
         }
 
+    def forget_end(self, step: int, accelerator: Accelerator) -> None:
+        """Forget a saving that only the end of a shorter training, at this step, had judged.
+
+        Of every `save_every` steps one saving is judged, the first or, put off, a later one.
+        """
+        options = self.state.config.train
+        first = step // options.save_every * options.save_every
+        judged = any(first <= other < step for other in self.losses)
+        if step not in self.losses or (first and not judged):
+            return
+        others = {other: loss for other, loss in self.losses.items() if other != step}
+        if step == self.best() and min(others.values(), default=math.inf) < math.inf:
+            raise UserError(  # for the best of the others was replaced
+                f"{self.path.parent}: the model kept is that of step {step}, where a shorter "
+                f"training ended; one of {options.steps} steps would not have judged it, so train "
+                "that in another folder"
+            )
+        self.losses = others
+        if accelerator.is_main_process:
+            self._write()
+
+    def best(self) -> int:
+        """The step whose model is kept, the first of equal ones (0 = none was judged)."""
+        return min(self.losses, key=lambda step: (self.losses[step], step), default=0)
+
     def better(self, step: int, accelerator: Accelerator) -> bool:
         """Judge the averaged weights of this step: are they the best so far?"""
         found = self.loss()
@@ -277,14 +304,16 @@ class _Judge:
         best = min(self.losses.values(), default=math.inf)
         self.losses[step] = loss[0]
         if accelerator.is_main_process:
-            finite = {step: x if x < math.inf else None for step, x in self.losses.items()}
-            write_json(self.path, finite)
+            self._write()
         return loss[0] < best
+
+    def _write(self) -> None:
+        finite = {step: x if x < math.inf else None for step, x in self.losses.items()}
+        write_json(self.path, finite)
 
     def exhausted(self) -> bool:
         """Whether the last `patience` savings brought nothing better."""
-        patience = self.state.config.train.patience
-        best = min(self.losses, key=lambda step: (self.losses[step], step), default=0)
+        patience, best = self.state.config.train.patience, self.best()
         return 0 < patience <= sum(step > best for step in self.losses)
 
     def refuse_none(self) -> None:

@@ -422,6 +422,49 @@ def test_a_saving_without_a_finite_loss_is_not_the_best(
     assert "4 steps" in (tmp_path / "model" / "README.md").read_text()
 
 
+def test_the_end_of_a_shorter_training_is_not_judged_when_it_is_prolonged(
+    small: PIDMConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = {2: 0.3, 4: 0.25, 5: 0.5, 6: 0.4, 7: 0.6}
+    losses = iter(())
+    monkeypatch.setattr(pidm_train._Judge, "loss", lambda self: next(losses))
+    for cut in (False, True):
+        for steps in (5, 7)[not cut :]:
+            todo = [step for step in script if step in (2, 4, 6, steps)]
+            done = read_json(tmp_path / "True" / "withheld.json") if cut and steps == 7 else {}
+            losses = iter([script[step] for step in todo if str(step) not in done])
+            finish(judged(small, steps=steps, patience=3), tmp_path / str(cut))
+    kept = {"2": 0.3, "4": 0.25, "6": 0.4, "7": 0.6}
+    assert [read_json(tmp_path / str(cut) / "withheld.json") for cut in (False, True)] == [kept] * 2
+
+
+def test_a_training_is_not_prolonged_whose_model_a_longer_one_would_not_have_judged(
+    small: PIDMConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([0.5, 0.4, 0.1])
+    monkeypatch.setattr(pidm_train._Judge, "loss", lambda self: next(losses))
+    finish(judged(small, steps=5), tmp_path)
+    with pytest.raises(UserError, match="the model kept is that of step 5, where a shorter"):
+        finish(judged(small, steps=7), tmp_path)
+    assert list(train(judged(small, steps=5), tmp_path)) == []
+    losses = iter([0.1, 0.5, 0.6])
+    finish(judged(small, steps=1), tmp_path / "short")  # no other model was given up for it
+    finish(judged(small, steps=4), tmp_path / "short")
+    assert read_json(tmp_path / "short" / "withheld.json") == {"2": 0.5, "4": 0.6}
+    assert "2 steps" in (tmp_path / "short" / "model" / "README.md").read_text()
+
+
+def test_a_saving_that_was_put_off_stays_judged_when_a_training_is_prolonged(
+    small: PIDMConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, {2})
+    losses = iter([0.1, 0.5, 0.6])
+    monkeypatch.setattr(pidm_train._Judge, "loss", lambda self: next(losses))
+    finish(judged(small, steps=4), tmp_path)
+    finish(judged(small, steps=6), tmp_path)
+    assert read_json(tmp_path / "withheld.json") == {"3": 0.1, "4": 0.5, "6": 0.6}
+
+
 def test_withheld_people_are_judged_alike_every_time(config: PIDMConfig, tmp_path: Path) -> None:
     config = judged(config)
     finish(config, tmp_path / "straight")

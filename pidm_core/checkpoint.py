@@ -70,7 +70,7 @@ def save_checkpoint(
     """
     final = run / "checkpoints" / f"step_{step:08d}"
     need = sum(value.nbytes for part in tensors.values() for value in part.values())
-    before = [path.name for path in checkpoints(run) if path != final][:1]
+    before = [path.name for path in checkpoints(run) if path.name < final.name][:1]
     with whole_folder(final, need) as folder:
         for name, part in tensors.items():
             write_tensors(folder / f"{name}.safetensors", part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from pidm_core.checkpoint import (
 )
 from pidm_core.config import ModelConfig
 from pidm_core.model import PIDM
+from pidm_core.verify import verify
 
 CONFIG = PIDMConfig(
     model=ModelConfig(
@@ -124,6 +126,18 @@ def test_the_oldest_goes_only_when_enough_newer_ones_verify(tmp_path: Path, keep
     # of 4, 3, 2 (bad), 1: two good ones are 4 and 3, three are 4, 3 and 1
     kept = [int(path.name[5:]) for path in checkpoints(tmp_path)]
     assert kept == ([4, 3, 2, 1] if keep == 3 else [4, 3])
+
+
+def test_a_bad_newer_checkpoint_may_be_removed_once_the_run_went_on_before_it(
+    tmp_path: Path,
+) -> None:
+    save(tmp_path, 2)
+    bad = save(tmp_path, 4)
+    damage(bad)
+    save(tmp_path, 3)  # as a signal does where the run went on from step 2
+    assert [line.partition(":")[0] for line in verify(tmp_path)] == [f"{bad}/weights.safetensors"]
+    shutil.rmtree(bad)
+    assert verify(tmp_path) == []
 
 
 def test_a_run_whose_checkpoints_are_all_bad_does_not_begin_anew(tmp_path: Path) -> None:

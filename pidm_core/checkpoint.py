@@ -235,6 +235,8 @@ def load_model(folder: Path) -> tuple[PIDM, DiffusionConfig, SampleConfig, str]:
         refuse_stand_ins(path)
     digest = sha256(data)
     if config.get("weights_sha256") != digest:
+        if read_json(folder / "config.json") != config:  # its training has just saved another
+            return load_model(folder)
         raise UserError(f"{path}: missing or altered, its checksum differs", BAD_DATA)
     settings = from_dict(ModelConfig, config["model"], where)
     try:

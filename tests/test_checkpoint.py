@@ -7,11 +7,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from pidm_core import PIDMConfig, UserError
+from pidm_core import PIDMConfig, UserError, checkpoint, read_json
 from pidm_core.checkpoint import (
     checkpoints,
     find_model,
@@ -105,6 +106,23 @@ def test_altered_weights_and_other_architectures_are_refused(tmp_path: Path) -> 
     (tmp_path / "bad" / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/")
     with pytest.raises(UserError, match="Git-LFS pointer"):
         load_model(tmp_path / "bad")
+
+
+def test_a_model_that_is_replaced_while_it_is_read_is_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (PIDM(CONFIG.model).state_dict() for _ in range(2))
+    save_model(tmp_path, first, CONFIG, card="")
+
+    def then_saved(path: Path) -> Any:
+        monkeypatch.undo()
+        before = read_json(path)
+        save_model(tmp_path, second, CONFIG, card="")
+        return before
+
+    monkeypatch.setattr(checkpoint, "read_json", then_saved)
+    loaded, *_ = load_model(tmp_path)
+    assert all(torch.equal(value, second[name]) for name, value in loaded.state_dict().items())
 
 
 def test_no_model_says_what_to_run(tmp_path: Path) -> None:

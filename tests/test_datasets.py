@@ -601,6 +601,14 @@ def test_make_pairs_writes_what_the_training_reads(
     assert sorted(arrivals(pairs)) == sorted(RULE)
 
 
+def test_make_pairs_refuses_a_name_that_no_list_can_hold(tmp_path: Path) -> None:
+    out, keypoints = tmp_path / "p.csv", tmp_path / "k.csv"
+    write_keypoints(keypoints, {f"anna_{k}.jpg": joints(0) for k in ("1", "2", "a,b")})
+    with pytest.raises(UserError, match=r"p\.csv: no .* the comma of 'anna_a,b\.jpg'; rename it"):
+        make_pairs.main(["--keypoints", str(keypoints), "--out", str(out)])
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("flag", ["--sample", "--seed"])
 def test_make_pairs_refuses_negative_numbers(tmp_path: Path, flag: str) -> None:
     patn(tmp_path)

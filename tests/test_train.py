@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import math
 import os
@@ -38,7 +39,7 @@ from pidm_core.config import ASSETS, DiffusionConfig, ModelConfig, SampleConfig,
 from pidm_core.data import Pairs
 from pidm_core.datasets import read_people, withhold
 from pidm_core.diffusion import Diffusion, sample_images
-from pidm_core.files import BAD_DATA, ENVIRONMENT, TERMINATED
+from pidm_core.files import BAD_DATA, DONE, ENVIRONMENT, TERMINATED
 from pidm_core.hardware import place
 from pidm_core.keypoints import NOBODY, read_keypoints, write_keypoints
 from pidm_core.pair_lists import patn_pairs, write_pairs
@@ -581,6 +582,22 @@ def test_a_run_of_before_pairs_were_noted_goes_on(small: PIDMConfig, tmp_path: P
     more = dataclasses.replace(small, train=dataclasses.replace(small.train, steps=7))
     assert [progress.step for progress in train(more, tmp_path)] == [7]
     assert read_json(tmp_path / "env.json")["pairs_sha256"] == pairs
+
+
+def test_the_data_folder_that_one_is_in_has_its_name_too(
+    small: PIDMConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = make_market(tmp_path / "people")
+    monkeypatch.chdir(data)
+    small = dataclasses.replace(small, data=".")
+    finish(small, tmp_path / "run")
+    assert "Trained on `people`" in (tmp_path / "run" / "model" / "README.md").read_text()
+    tool = importlib.import_module("tools.train_pidm")
+    assert tool.main(["--config", str(tmp_path / "run/config.yaml"), "--dry-run"]) == DONE
+    assert "-> runs/people\n" in capsys.readouterr().out
 
 
 def test_sigterm_finishes_the_step_and_saves(config: PIDMConfig, tmp_path: Path) -> None:

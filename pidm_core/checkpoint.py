@@ -70,7 +70,7 @@ def save_checkpoint(
     """
     final = run / "checkpoints" / f"step_{step:08d}"
     need = sum(value.nbytes for part in tensors.values() for value in part.values())
-    before = [path.name for path in checkpoints(run) if path != final][:1]
+    before = [path.name for path in checkpoints(run) if path.name < final.name][:1]
     with whole_folder(final, need) as folder:
         for name, part in tensors.items():
             write_tensors(folder / f"{name}.safetensors", part)
@@ -235,6 +235,8 @@ def load_model(folder: Path) -> tuple[PIDM, DiffusionConfig, SampleConfig, str]:
         refuse_stand_ins(path)
     digest = sha256(data)
     if config.get("weights_sha256") != digest:
+        if read_json(folder / "config.json") != config:  # its training has just saved another
+            return load_model(folder)
         raise UserError(f"{path}: missing or altered, its checksum differs", BAD_DATA)
     settings = from_dict(ModelConfig, config["model"], where)
     try:

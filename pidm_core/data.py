@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pidm_core.files import BAD_DATA, CONTROL, IMAGE_SUFFIXES, UserError, load_image
+from pidm_core.files import BAD_DATA, CONTROL, IMAGE_SUFFIXES, UserError, load_image, sha256
 from pidm_core.keypoints import (
     NOBODY,
     inside,
@@ -287,6 +287,12 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self._pairs) + self._self_pairs
+
+    def digest(self) -> str:
+        """SHA-256 of names, joints and pairs: what is used of a keypoint file and a pair list."""
+        names = "\n".join(record.name for record in self.records)
+        joints = np.nan_to_num(self._joints, nan=-1)  # there is more than one NaN
+        return sha256(names.encode() + joints.tobytes() + self._pairs.tobytes())
 
     def batch(self, indices: np.ndarray, rng: np.random.Generator, *, max_scale: float) -> Batch:
         """The samples at `indices` (B,), augmented: flip, and enlargement with a crop.

@@ -28,6 +28,7 @@ from pidm_core.data import (
 )
 from pidm_core.files import (
     BAD_DATA,
+    CONTROL,
     IMAGE_SUFFIXES,
     UserError,
     load_image,
@@ -110,11 +111,12 @@ def read_people(
 def withhold(people: People, share: float, *, seed: int) -> tuple[People, People]:
     """Divide a data set by identity: (the rest, `share` of the identities, at least one).
 
-    Only identities with a pair are withheld, for others can judge nothing; who they are depends
-    on the seed and the identities alone. Raises UserError (BAD_DATA) if no pair would be left.
+    Images of a listed pair are of one identity, whatever their names say. Only identities with a
+    pair are withheld, for others can judge nothing; who they are depends on the seed and the
+    identities alone. Raises UserError (BAD_DATA) if no pair would be left.
     """
-    pids = np.array([record.pid for record in people.records])
     pairs = make_pairs(people.records, people.keypoints) if people.pairs is None else people.pairs
+    pids = _identities(people.records, pairs)
     paired = sorted({int(pid) for pid in pids[pairs[:, 1]]})
     count = max(1, round(share * len(set(pids.tolist()))))
     if count >= len(paired):
@@ -126,6 +128,23 @@ def withhold(people: People, share: float, *, seed: int) -> tuple[People, People
     drawn = sorted(paired, key=lambda pid: sha256(f"{seed}|withheld|{pid}".encode()))[:count]
     away = np.isin(pids, drawn)
     return _part(people, ~away), _part(people, away)
+
+
+def _identities(records: Sequence[Record], pairs: np.ndarray) -> np.ndarray:
+    """The identity of each record, int (N,): of those that pairs join the least."""
+    pids = np.array([record.pid for record in records])
+    lower: dict[int, int] = {}  # of two identities that are one
+
+    def least(pid: int) -> int:
+        while pid in lower:
+            pid = lower[pid]
+        return pid
+
+    for pair in np.unique(pids[pairs], axis=0).tolist():
+        low, high = sorted(map(least, pair))
+        if low != high:
+            lower[high] = low
+    return np.array([least(pid) for pid in pids.tolist()])
 
 
 def _part(people: People, kept: np.ndarray) -> People:
@@ -140,16 +159,23 @@ def _part(people: People, kept: np.ndarray) -> People:
 def list_images(folder: str | Path) -> list[Record]:
     """Every image below a folder, sorted; named by its path in there, identities from the names.
 
-    Hidden files are ignored, links to folders not followed; names with control characters and what
-    is no file (a dangling link, a pipe) are reported as a warning.
+    Hidden files are ignored, links to folders not followed; files and folders with control
+    characters in their name and what is no file (a dangling link, a pipe) are reported as a
+    warning.
     Raises UserError (BAD_DATA) if there is none.
     """
     names = []
     for home, folders, _ in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        seen = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in seen if not CONTROL.search(name)]
         found, strange = list_names(Path(home))
+        strange += [
+            f"{Path(home) / CONTROL.sub('?', name)}: control characters in its name; rename it"
+            for name in seen
+            if name not in folders
+        ]
         if strange:
-            log.warning("%d files left out, the first: %s", len(strange), strange[0])
+            log.warning("%d files or folders left out, the first: %s", len(strange), strange[0])
         names += [(Path(home) / name).relative_to(folder).as_posix() for name in found]
     if not names:
         raise UserError(f"{folder}: no images (.jpg or .png) in it", BAD_DATA)
@@ -188,7 +214,7 @@ def _fashion_folder(root: Path, split: Split) -> Path | None:
         if folder.is_dir():
             with os.scandir(folder) as entries:
                 files = (e.name for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES))
-                if fashion_key(next(files, "")):
+                if any(map(fashion_key, files)):
                     return folder
     return None
 

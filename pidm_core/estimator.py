@@ -165,6 +165,7 @@ def describe(weights: Path, data: str | Path) -> dict[str, str]:
 def unfinished(out: Path, made_with: Mapping[str, str], images: Sequence[Record]) -> list[Record]:
     """The images still to do for `out`, without the sheet of an earlier run that lies among them.
 
+    From here until `finish` only one process may work on `out` (`folders.only_writer_of`).
     Raises UserError if `out` was made with other weights or from another folder, and for files
     of the user that would be overwritten.
     """

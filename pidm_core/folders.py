@@ -102,16 +102,29 @@ def only_writer(folder: Path) -> Iterator[None]:
     The lock is the kernel's and dies with its process. Where a file system has none, nobody is
     kept out.
     """
+    with _locked(folder / LOCK, folder):
+        yield
+
+
+@contextmanager
+def only_writer_of(file: Path) -> Iterator[None]:
+    """The same for one file that is written bit by bit; its lock lies hidden beside it."""
+    with _locked(file.with_name(f".{file.name}{LOCK}"), file):
+        yield
+
+
+@contextmanager
+def _locked(lock: Path, what: Path) -> Iterator[None]:
     import fcntl
 
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(handle)
         raise UserError(
-            f"{folder}: another process is writing there; wait for it, or give another --out"
+            f"{what}: another process is writing there; wait for it, or give another --out"
         ) from error
     except OSError:
         pass

@@ -281,11 +281,23 @@ def parse(
     values.pop("debug", None)
     file = values.pop("config", None)
     tree = read_yaml(file) if file else {}
-    if file:
-        _typed(cls, tree, file)  # so that a wrong key is reported with the file's name
-    for path, value in values.items():
-        _put(tree, path.split("."), value)
-    return from_dict(cls, tree)
+    wrong = _refusal(cls, tree, file) if file else None
+    try:
+        for path, value in values.items():
+            _put(tree, path.split("."), value)
+        return from_dict(cls, tree)
+    except UserError as error:
+        if wrong and str(error) in str(wrong):  # no flag's: it is reported with the file's name
+            raise wrong from error
+        raise
+
+
+def _refusal(cls: type[Any], values: dict[str, Any], path: str) -> UserError | None:
+    try:
+        _typed(cls, values, path)
+    except UserError as error:
+        return error
+    return None
 
 
 def _metavar(kind: Any) -> str:

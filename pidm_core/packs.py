@@ -6,6 +6,7 @@ xz holds a SHA-256 of all that is in it, so a pack that is cut off or altered is
 
 from __future__ import annotations
 
+import glob
 import io
 import lzma
 import os
@@ -65,13 +66,13 @@ def write_pack(path: Path, files: Mapping[str, Path], *, mib: int) -> list[Path]
             archive.addfile(info, io.BytesIO(data))
     data, size = buffer.getvalue(), mib << 20
     count = -(-len(data) // size)
-    for old in (path, *_numbered(path)):
-        old.unlink(missing_ok=True)
     paths = [path]
     if count > 1:
         paths = [path.with_name(f"{path.name}.{k}of{count}") for k in range(1, count + 1)]
     for k, piece in enumerate(paths):
         write_bytes(piece, data[k * size : (k + 1) * size])
+    for old in {path, *_numbered(path)} - {*paths}:  # last: on a full disk the old pack stays
+        old.unlink(missing_ok=True)
     return paths
 
 
@@ -85,7 +86,9 @@ def pieces(path: Path) -> list[Path]:
 
 
 def _numbered(path: Path) -> list[Path]:
-    found = [p for p in path.parent.glob(f"{path.name}.*") if _PIECE.fullmatch(p.suffix)]
+    found = [
+        p for p in path.parent.glob(f"{glob.escape(path.name)}.*") if _PIECE.fullmatch(p.suffix)
+    ]
     return sorted(found, key=lambda p: int(p.suffix[1:].partition("of")[0]))
 
 

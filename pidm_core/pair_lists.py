@@ -126,6 +126,13 @@ def patn_pairs(
 
 
 def write_pairs(path: str | Path, pairs: Iterable[tuple[str, str]]) -> None:
-    """Write a pair list as PATN's CSV, atomic."""
-    lines = ["from,to", *(f"{source},{target}" for source, target in pairs)]
+    """Write a pair list as PATN's CSV, atomic; UserError (BAD_DATA) for a name with a comma."""
+    lines = ["from,to"]
+    for source, target in pairs:
+        if "," in source + target:
+            name = source if "," in source else target
+            raise UserError(
+                f"{path}: no pair list can hold the comma of '{name}'; rename it", BAD_DATA
+            )
+        lines.append(f"{source},{target}")
     write_bytes(path, ("\n".join(lines) + "\n").encode())

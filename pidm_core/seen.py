@@ -26,7 +26,7 @@ class Seen:
     """The images of one data set that a generator was trained on."""
 
     data: str  # name of its folder
-    kind: Kind  # unknown: a model that came without seen.json
+    kind: Kind  # drawn: all images are; unknown: a model that came without seen.json
     images: dict[str, str]  # file name -> content_key of the file
 
 
@@ -54,10 +54,13 @@ def _base(config: Path) -> str:
     return str(read_json(config).get("base", {}).get("name", ""))
 
 
-def write_seen(run: Path, config: PIDMConfig, records: Sequence[Record]) -> None:
-    """Write a run's seen.json, once; UserError (BAD_DATA) if it was begun with other images."""
+def write_seen(run: Path, config: PIDMConfig, records: Sequence[Record], *, begun: bool) -> None:
+    """Write a run's seen.json, anew until it has begun, which is when something of it is saved.
+
+    UserError (BAD_DATA) if it was begun with other images.
+    """
     images = {record.name: content_key(record.path) for record in records}
-    if (run / FILE).is_file():  # written when the run began, with the model of that time
+    if begun and (run / FILE).is_file():  # of then, with the model of that time
         old = _read(run / FILE)[-1].images
         if changed := dict(old.items() ^ images.items()):
             raise UserError(
@@ -66,7 +69,8 @@ def write_seen(run: Path, config: PIDMConfig, records: Sequence[Record]) -> None
                 BAD_DATA,
             )
         return
-    kind: Kind = "drawn" if records and is_drawn(records[0]) else "real"
+    folders = {record.path.resolve().parent for record in records}
+    kind: Kind = "drawn" if folders and all(map(_drew, folders)) else "real"
     seen = [Seen(Path(config.data).resolve().name, kind, images)]
     if start := config.train.init:
         seen = (read_seen(start) or [Seen(Path(start).name, "unknown", {})]) + seen
@@ -75,7 +79,11 @@ def write_seen(run: Path, config: PIDMConfig, records: Sequence[Record]) -> None
 
 def is_drawn(record: Record) -> bool:
     """Whether an image, or the one that it links to, lies in a folder that ToyMarket drew."""
-    return (record.path.resolve().parent.parent / "toy_market.json").is_file()
+    return _drew(record.path.resolve().parent)
+
+
+def _drew(folder: Path) -> bool:
+    return (folder.parent / "toy_market.json").is_file()
 
 
 def _read(path: Path) -> list[Seen]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,7 @@ def learning_rate(step: int, options: TrainConfig) -> float:
 
 
 def _card(config: PIDMConfig, step: int, images: int, about: str) -> str:
-    seed = config.train.seed
+    seed, data = config.train.seed, Path(os.path.abspath(config.data)).name  # "." has none
     return f"""---
 library_name: pidm-reid
 tags: [person-image-synthesis, diffusion, re-identification]
@@ -215,7 +216,7 @@ tags: [person-image-synthesis, diffusion, re-identification]
 # PIDM, {config.model.size[0]}x{config.model.size[1]}
 
 Draws a person from a source image in a target pose (Bhunia et al., CVPR 2023).
-{about}Trained on `{Path(config.data).name}`: {step:,} steps, {images:,} pairs, seed {seed}.
+{about}Trained on `{data}`: {step:,} steps, {images:,} pairs, seed {seed}.
 Weights: the exponential moving average. Settings: config.json.
 
 Intended use: research on person re-identification, as training data.

@@ -26,8 +26,9 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from pidm_core import __version__
+from pidm_core.checkpoint import checkpoints, find_model
 from pidm_core.config import PIDMConfig, TrainConfig
-from pidm_core.data import Batch, Pairs, Record, order
+from pidm_core.data import Batch, Pairs, order
 from pidm_core.datasets import read_people, withhold
 from pidm_core.diffusion import Diffusion, drop_conditions, sample_images
 from pidm_core.files import (
@@ -125,8 +126,9 @@ def train(
     train.withhold the best saved one, judged in withheld.json; else the last).
     SIGINT and SIGTERM finish the step and save. Raises UserError for steps of sampling that cannot
     be, for a run folder that holds another configuration or a model without its run or in which
-    another process trains, for train.bad_steps steps in a row
-    whose loss is not finite (BAD_DATA), and where memory does not suffice (ENVIRONMENT).
+    another process trains, for other images, joints or pairs than it was begun with, for
+    train.bad_steps steps in a row whose loss is not finite (BAD_DATA), where memory does not
+    suffice (ENVIRONMENT), and for more steps where the model kept is the end of a shorter training.
     """
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     accelerator.gradient_accumulation_steps = 1  # whatever `accelerate config` left: ours decides
@@ -149,16 +151,16 @@ def _train(
     placement = place(config.train.precision, accelerator.device)
     state = State(config, placement, about=about)
     pairs, withheld = _divided_pairs(config)
-    images = pairs.records + (withheld.records if withheld else [])
-    _on_the_first(
-        accelerator, lambda: _open_run(config, run, placement, accelerator, images, notes)
-    )
+    parts = [pairs, withheld] if withheld else [pairs]
+    _on_the_first(accelerator, lambda: _open_run(config, run, placement, accelerator, parts, notes))
     world, rank = accelerator.num_processes, accelerator.process_index
     start = state.resume(run, world)
     _same_start(accelerator, run, start)
     if start == 0 and config.train.init:
         state.start_from(config.train.init)
     judge = _Judge(run, start, state, withheld) if withheld else None
+    if judge and start < config.train.steps:
+        judge.forget_end(start, accelerator)
     if judge and (judge.exhausted() or start >= config.train.steps):
         judge.refuse_none()
         return
@@ -269,6 +271,31 @@ class _Judge:
             if int(step) <= start
         }
 
+    def forget_end(self, step: int, accelerator: Accelerator) -> None:
+        """Forget a saving that only the end of a shorter training, at this step, had judged.
+
+        Of every `save_every` steps one saving is judged, the first or, put off, a later one.
+        """
+        options = self.state.config.train
+        first = step // options.save_every * options.save_every
+        judged = any(first <= other < step for other in self.losses)
+        if step not in self.losses or (first and not judged):
+            return
+        others = {other: loss for other, loss in self.losses.items() if other != step}
+        if step == self.best() and min(others.values(), default=math.inf) < math.inf:
+            raise UserError(  # for the best of the others was replaced
+                f"{self.path.parent}: the model kept is that of step {step}, where a shorter "
+                f"training ended; one of {options.steps} steps would not have judged it, so train "
+                "that in another folder"
+            )
+        self.losses = others
+        if accelerator.is_main_process:
+            self._write()
+
+    def best(self) -> int:
+        """The step whose model is kept, the first of equal ones (0 = none was judged)."""
+        return min(self.losses, key=lambda step: (self.losses[step], step), default=0)
+
     def better(self, step: int, accelerator: Accelerator) -> bool:
         """Judge the averaged weights of this step: are they the best so far?"""
         found = self.loss()
@@ -277,14 +304,16 @@ class _Judge:
         best = min(self.losses.values(), default=math.inf)
         self.losses[step] = loss[0]
         if accelerator.is_main_process:
-            finite = {step: x if x < math.inf else None for step, x in self.losses.items()}
-            write_json(self.path, finite)
+            self._write()
         return loss[0] < best
+
+    def _write(self) -> None:
+        finite = {step: x if x < math.inf else None for step, x in self.losses.items()}
+        write_json(self.path, finite)
 
     def exhausted(self) -> bool:
         """Whether the last `patience` savings brought nothing better."""
-        patience = self.state.config.train.patience
-        best = min(self.losses, key=lambda step: (self.losses[step], step), default=0)
+        patience, best = self.state.config.train.patience, self.best()
         return 0 < patience <= sum(step > best for step in self.losses)
 
     def refuse_none(self) -> None:
@@ -418,12 +447,15 @@ def _open_run(
     run: Path,
     placement: Placement,
     accelerator: Accelerator,
-    images: Sequence[Record],
+    parts: Sequence[Pairs],
     notes: Mapping[str, Any],
 ) -> None:
     """Write config.yaml, env.json, seen.json and notes, or refuse a folder of other settings."""
     path = run / "config.yaml"
-    if path.is_file():
+    begun = bool(checkpoints(run)) or (run / "model").is_dir()  # else nothing was trained with them
+    if config.train.init and not begun:
+        find_model(config.train.init)
+    if begun and path.is_file():
         old, new = (_flat(to_dict(c)) for c in (load_config(PIDMConfig, path), config))
         harmless = set(HARMLESS)
         if config.train.cosine:
@@ -443,6 +475,8 @@ def _open_run(
     for name, value in notes.items():
         write_json(run / name, value)
     save_config(config, path)
+    images = [record for part in parts for record in part.records]
+    write_seen(run, config, images, begun=begun)
     environment = {
         "version": __version__,
         "torch": torch.__version__,
@@ -450,9 +484,23 @@ def _open_run(
         "hardware": str(placement),
         "threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
+        "pairs_sha256": [part.digest() for part in parts],
     }
+    if begun:
+        _same_pairs(config, run, environment["pairs_sha256"])
     write_json(run / "env.json", environment)
-    write_seen(run, config, images)
+
+
+def _same_pairs(config: PIDMConfig, run: Path, digests: object) -> None:
+    """Refuse other pairs or joints than a run was begun with; earlier runs noted none."""
+    path = run / "env.json"
+    known = read_json(path) if path.is_file() else {}
+    if isinstance(known, dict) and known.get("pairs_sha256", digests) != digests:
+        raise UserError(
+            f"{config.data}: the pairs or their joints are not those that {run} was begun with; "
+            "restore the keypoint file and the pair list, or train anew in another folder",
+            BAD_DATA,
+        )
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -41,7 +41,8 @@ ARROWS = {
         "seen": "data",
         "state": "checkpoint hardware model seen",
         "train":
-            "data datasets diffusion folders hardware keypoints model pose progress seen state",
+            "checkpoint data datasets diffusion folders hardware keypoints model pose progress "
+            "seen state",
         "toy_people": "", "toy_render": "toy_body toy_people",
         "toy_body": "toy_people",
         "toy_cameras": "toy_people toy_render",

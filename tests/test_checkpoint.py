@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from pidm_core import PIDMConfig, UserError
+from pidm_core import PIDMConfig, UserError, checkpoint, read_json
 from pidm_core.checkpoint import (
     checkpoints,
     find_model,
@@ -21,6 +23,7 @@ from pidm_core.checkpoint import (
 )
 from pidm_core.config import ModelConfig
 from pidm_core.model import PIDM
+from pidm_core.verify import verify
 
 CONFIG = PIDMConfig(
     model=ModelConfig(
@@ -105,6 +108,23 @@ def test_altered_weights_and_other_architectures_are_refused(tmp_path: Path) -> 
         load_model(tmp_path / "bad")
 
 
+def test_a_model_that_is_replaced_while_it_is_read_is_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (PIDM(CONFIG.model).state_dict() for _ in range(2))
+    save_model(tmp_path, first, CONFIG, card="")
+
+    def then_saved(path: Path) -> Any:
+        monkeypatch.undo()
+        before = read_json(path)
+        save_model(tmp_path, second, CONFIG, card="")
+        return before
+
+    monkeypatch.setattr(checkpoint, "read_json", then_saved)
+    loaded, *_ = load_model(tmp_path)
+    assert all(torch.equal(value, second[name]) for name, value in loaded.state_dict().items())
+
+
 def test_no_model_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="train_pidm"):
         find_model(tmp_path / "nowhere")
@@ -124,6 +144,18 @@ def test_the_oldest_goes_only_when_enough_newer_ones_verify(tmp_path: Path, keep
     # of 4, 3, 2 (bad), 1: two good ones are 4 and 3, three are 4, 3 and 1
     kept = [int(path.name[5:]) for path in checkpoints(tmp_path)]
     assert kept == ([4, 3, 2, 1] if keep == 3 else [4, 3])
+
+
+def test_a_bad_newer_checkpoint_may_be_removed_once_the_run_went_on_before_it(
+    tmp_path: Path,
+) -> None:
+    save(tmp_path, 2)
+    bad = save(tmp_path, 4)
+    damage(bad)
+    save(tmp_path, 3)  # as a signal does where the run went on from step 2
+    assert [line.partition(":")[0] for line in verify(tmp_path)] == [f"{bad}/weights.safetensors"]
+    shutil.rmtree(bad)
+    assert verify(tmp_path) == []
 
 
 def test_a_run_whose_checkpoints_are_all_bad_does_not_begin_anew(tmp_path: Path) -> None:

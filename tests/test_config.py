@@ -294,6 +294,20 @@ def test_a_wrong_key_in_the_file_is_reported_with_the_file(tmp_path: Path) -> No
         options("--config", str(path))
 
 
+def test_a_setting_of_the_file_may_need_one_of_the_flags(tmp_path: Path) -> None:
+    texts = {"prog": "tool", "description": "", "example": ""}
+    command = ["--config", str(yaml(tmp_path, "train: {patience: 4}"))]
+    config = parse(PIDMConfig, [*command, "--train.withhold", "0.1"], **texts)
+    assert (config.train.patience, config.train.withhold) == (4, 0.1)
+    with pytest.raises(UserError, match=r"a\.yaml: train\.patience: needs train\.withhold"):
+        parse(PIDMConfig, command, **texts)
+    with pytest.raises(UserError, match=r"^train\.steps: expected int"):
+        parse(PIDMConfig, [*command, "--train.withhold", "0.1", "--train.steps", "x"], **texts)
+    command = ["--config", str(yaml(tmp_path, "train: 3"))]
+    with pytest.raises(UserError, match=r"a\.yaml: train: expected a section"):
+        parse(PIDMConfig, [*command, "--train.steps", "3"], **texts)
+
+
 def test_help_names_every_flag_with_its_text_and_default(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

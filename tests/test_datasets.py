@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from people import draw_person
 from pidm_core import (
     BAD_DATA,
     UserError,
+    datasets,
     encode_jpeg,
     encode_png,
     estimator,
@@ -29,7 +31,16 @@ from pidm_core import (
 )
 from pidm_core.config import ModelConfig, PIDMConfig
 from pidm_core.data import Pairs
-from pidm_core.datasets import open_image, open_joints, pose_images, read_people
+from pidm_core.datasets import (
+    People,
+    list_images,
+    open_image,
+    open_joints,
+    pose_images,
+    read_people,
+    withhold,
+)
+from pidm_core.files import CONTROL
 from pidm_core.pair_lists import fashion_key, name_records, patn_pairs, read_pairs
 from pidm_core.train import load_pairs
 from tools import make_pairs
@@ -288,6 +299,53 @@ def test_any_folder_with_keypoints_and_pairs(tmp_path: Path, folders: bool) -> N
         read_people(config.data)
 
 
+@pytest.mark.parametrize("name", ["{person:04d}/{k}.jpg", "anna{person}-{k}.jpg"])
+def test_who_is_withheld_is_told_by_the_pair_list_where_names_tell_nothing(name: str) -> None:
+    names = [name.format(person=person, k=k) for person in range(10) for k in range(4)]
+    rows = np.arange(40).reshape(10, 4)
+    pairs = np.concatenate([rows[:, [0, 1]], rows[:, [3, 2]], rows[:, [2, 1]]])
+    people = People(name_records(names), {}, pairs)
+    rest, away = withhold(people, 0.3, seed=0)
+    persons = [{names.index(r.name) // 4 for r in part.records} for part in (rest, away)]
+    assert [len(one) for one in persons] == [7, 3]
+    assert not persons[0] & persons[1]
+    assert [len(part.pairs) for part in (rest, away) if part.pairs is not None] == [21, 9]
+
+
+@pytest.mark.parametrize("folder", [b"fr\xe9d\xe9ric", b"a\nb"])
+def test_folders_with_names_that_no_list_can_hold_are_left_out_and_named(
+    tmp_path: Path, folder: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = tmp_path / os.fsdecode(folder)
+    try:
+        write_bytes(odd / "1.jpg", b"")
+    except OSError:
+        pytest.skip("the file system has no such names")
+    write_bytes(tmp_path / "good" / "2.jpg", b"")
+    assert [record.name for record in list_images(tmp_path)] == ["good/2.jpg"]
+    shown = CONTROL.sub("?", odd.name)
+    assert f"1 files or folders left out, the first: {tmp_path / shown}: control" in caplog.text
+
+
+@pytest.mark.parametrize("first", ["cover", FLAT[0]])
+def test_deepfashion_is_known_by_any_of_its_images(
+    tmp_path: Path, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patn(tmp_path)
+    write_bytes(tmp_path / "train/cover.jpg", encode_jpeg(picture(9)))
+    scan = os.scandir
+
+    @contextlib.contextmanager
+    def ordered(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+        with scan(folder) as entries:  # a file system lists them in any order
+            yield iter(sorted(entries, key=lambda entry: not entry.name.startswith(first)))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", ordered)
+        assert datasets._fashion_folder(tmp_path, "train") == tmp_path / "train"
+    assert len(read_people(tmp_path).records) == len(FLAT)
+
+
 def test_a_file_that_names_an_image_twice_is_refused_unless_one_is_its_path(tmp_path: Path) -> None:
     names = [f"a/{letter}_{k}" for k, letter in enumerate("aabbb")]
     images(tmp_path / "people", names, picture)
@@ -541,6 +599,14 @@ def test_make_pairs_writes_what_the_training_reads(
     assert "DeepFashion: 8 train pairs instead of the published 101,966" in caplog.text
     pairs = load_pairs(PIDMConfig(data=str(tmp_path), model=ModelConfig(size=CUT)))
     assert sorted(arrivals(pairs)) == sorted(RULE)
+
+
+def test_make_pairs_refuses_a_name_that_no_list_can_hold(tmp_path: Path) -> None:
+    out, keypoints = tmp_path / "p.csv", tmp_path / "k.csv"
+    write_keypoints(keypoints, {f"anna_{k}.jpg": joints(0) for k in ("1", "2", "a,b")})
+    with pytest.raises(UserError, match=r"p\.csv: no .* the comma of 'anna_a,b\.jpg'; rename it"):
+        make_pairs.main(["--keypoints", str(keypoints), "--out", str(out)])
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("flag", ["--sample", "--seed"])

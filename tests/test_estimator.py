@@ -206,6 +206,22 @@ def test_a_run_killed_before_its_last_step_is_finished(
     assert (tmp_path / "p.csv").read_bytes() == whole
 
 
+def test_two_runs_on_one_file_are_refused(
+    tool: Any, tmp_path: Path, fake: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder(tmp_path)
+
+    def second(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        with pytest.raises(UserError, match=r"p\.csv: another process is writing there"):
+            tool.main(arguments(tmp_path))
+        assert tool.main([*arguments(tmp_path), "--dry-run"]) == DONE
+        return brightest(images)
+
+    monkeypatch.setattr(estimator, "load_estimator", lambda weights: second)
+    assert tool.main(arguments(tmp_path)) == DONE
+    assert len(read_keypoints(tmp_path / "p.csv")) == 5
+
+
 def test_a_dry_run_counts_what_is_left(
     tool: Any, tmp_path: Path, fake: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:

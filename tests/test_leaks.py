@@ -9,13 +9,17 @@ from people import draw_person, make_market
 
 from pidm_core import (
     BAD_DATA,
+    PIDMConfig,
     Seen,
     UserError,
     content_key,
     encode_jpeg,
+    read_market1501,
+    toy_market,
     write_bytes,
     write_json,
 )
+from pidm_core.seen import read_seen, write_seen
 from pidm_reid.leaks import generator_saw, read_contents, refuse_overlap
 
 
@@ -44,6 +48,18 @@ def test_what_a_generator_saw_is_told_by_content(market: Path) -> None:
     mixed = Seen("toy", "drawn", {**train, "0900_c1s1_000001_00.jpg": "0123"})
     assert saw(market, mixed, real=real) == "drawn people + all train"
     assert saw(market, Seen("runs/old", "unknown", {}), some, real=real) == "unknown + D_tr"
+
+
+def test_one_real_image_among_drawn_ones_makes_a_real_data_set(
+    market: Path, tmp_path: Path
+) -> None:
+    toy_market.make(tmp_path / "toy", preset="tiny")
+    drawn = read_market1501(tmp_path / "toy")[:3]
+    config = PIDMConfig(data="mixed")
+    for name, records in (("drawn", drawn), ("mixed", [*drawn, read_market1501(market)[-1]])):
+        write_seen(tmp_path / name, config, records, begun=False)
+    kinds = [seen.kind for name in ("drawn", "mixed") for seen in read_seen(tmp_path / name) or []]
+    assert kinds == ["drawn", "real"]
 
 
 def test_a_generator_without_a_record_is_unknown(market: Path, tmp_path: Path) -> None:

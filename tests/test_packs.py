@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import lzma
 import random
@@ -87,6 +88,36 @@ def test_a_large_pack_is_cut_in_pieces_that_are_a_pack_when_all_are_there(tmp_pa
         unpack(path, tmp_path / "out")
     assert write_pack(path, files, mib=9) == [path]  # nothing is left of the pieces
     assert not list(tmp_path.glob("big.tar.xz.*"))
+
+
+def test_a_pack_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_bytes(tmp_path / "small", b"small")
+    write_bytes(tmp_path / "big", random.Random(0).randbytes(3 << 19))
+    path = tmp_path / "out.tar.xz"
+    write_pack(path, {"file": tmp_path / "small"}, mib=1)
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(room, "write_bytes", full)
+    for name in ("small", "big"):  # one file, or pieces instead of it
+        with pytest.raises(OSError, match="No space left"):
+            write_pack(path, {"file": tmp_path / name}, mib=1)
+        assert pieces(path) == [path]
+    (new,) = unpack(path, tmp_path / "unpacked")
+    assert new.read_bytes() == b"small"
+
+
+def test_the_pieces_of_a_pack_are_found_whatever_it_is_called(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "big", random.Random(0).randbytes(3 << 19))
+    path = tmp_path / "run[1].tar.xz"
+    written = write_pack(path, {"big": tmp_path / "big"}, mib=1)
+    assert len(written) == 2
+    assert pieces(path) == written
+    assert write_pack(path, {"big": tmp_path / "big"}, mib=9) == [path]
+    assert [p.name for p in tmp_path.glob("run*")] == [path.name]
 
 
 def hostile(name: str, **values: object) -> bytes:

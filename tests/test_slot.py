@@ -23,12 +23,14 @@ from pidm_core import (
     read_weights,
     save_config,
     toy_market,
+    write_bytes,
 )
 from pidm_core.config import SampleConfig, TrainConfig
 from pidm_core.packs import unpack
 from pidm_core.state import State
 from pidm_reid.bench import Bench
 from pidm_reid.config import ReidTable, Stage, StudentConfig
+from tools.slot import _bring_back
 
 ROOT = Path(__file__).parents[1]
 STEPS = 5
@@ -190,6 +192,16 @@ def test_pack_says_the_sizes_and_cuts(
     for wrong, says in (("--mib", "mib 0"), ("--minutes", "minutes -1 is negative")):
         with pytest.raises(UserError, match=says):  # before the minutes are spent
             call("slot", *RUN, wrong, says.split()[1])
+
+
+def test_what_a_kill_left_does_not_come_back(tmp_path: Path) -> None:
+    results, out = tmp_path / "results", tmp_path / "out"
+    for name in (".tmp-row/deep/result.json", ".tmp-file", "row/result.json"):
+        write_bytes(results / name, b"{}")
+    _bring_back(out, results, tmp_path / "model", mib=1)
+    unpack(out / "results.tar.xz", tmp_path / "back")
+    files = [path for path in (tmp_path / "back").rglob("*") if path.is_file()]
+    assert files == [tmp_path / "back/row/result.json"]
 
 
 def test_a_pack_that_was_altered_ends_the_slot_before_any_work(

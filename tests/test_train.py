@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import math
 import os
@@ -32,14 +33,16 @@ from pidm_core import (
     read_json,
     save_config,
     sha256,
+    write_json,
 )
 from pidm_core.config import ASSETS, DiffusionConfig, ModelConfig, SampleConfig, TrainConfig
 from pidm_core.data import Pairs
 from pidm_core.datasets import read_people, withhold
 from pidm_core.diffusion import Diffusion, sample_images
-from pidm_core.files import BAD_DATA, ENVIRONMENT, TERMINATED
+from pidm_core.files import BAD_DATA, DONE, ENVIRONMENT, TERMINATED
 from pidm_core.hardware import place
-from pidm_core.keypoints import NOBODY
+from pidm_core.keypoints import NOBODY, read_keypoints, write_keypoints
+from pidm_core.pair_lists import patn_pairs, write_pairs
 from pidm_core.seen import read_seen
 from pidm_core.state import State, learning_rate
 from pidm_core.train import HybridLoss, train
@@ -347,6 +350,33 @@ def test_a_run_starts_from_another_models_weights(config: PIDMConfig, tmp_path: 
     assert all(torch.equal(second[name], value) for name, value in first.items())
 
 
+def test_a_model_to_start_from_that_is_not_there_yet_leaves_nothing_behind(
+    small: PIDMConfig, tmp_path: Path
+) -> None:
+    options = dataclasses.replace(small.train, init=str(tmp_path / "first"))
+    second = dataclasses.replace(small, train=options)
+    with pytest.raises(UserError, match="first: no trained model there"):
+        finish(second, tmp_path / "second")
+    assert not (tmp_path / "second" / "seen.json").exists()
+    finish(small, tmp_path / "first")
+    finish(second, tmp_path / "second")
+    assert [entry.kind for entry in read_seen(tmp_path / "second") or []] == ["real", "real"]
+
+
+def test_a_run_of_which_nothing_was_saved_takes_other_settings(
+    small: PIDMConfig, market: Path, tmp_path: Path
+) -> None:
+    next(train(small, tmp_path / "run"))  # killed after its first step
+    finish(small, tmp_path / "first")
+    options = dataclasses.replace(small.train, init=str(tmp_path / "first"), lr=5e-4)
+    finish(dataclasses.replace(small, train=options), tmp_path / "run")
+    assert load_config(PIDMConfig, tmp_path / "run" / "config.yaml").train == options
+    assert len(read_seen(tmp_path / "run") or []) == 2
+    shutil.rmtree(tmp_path / "run" / "checkpoints")  # the model is still of these settings
+    with pytest.raises(UserError, match="holds a run with other settings"):
+        finish(small, tmp_path / "run")
+
+
 def judged(config: PIDMConfig, **options: object) -> PIDMConfig:
     """Two of the six people withheld, judged after every second step."""
     train = dataclasses.replace(config.train, withhold=0.3, save_every=2, **options)  # type: ignore[arg-type]
@@ -391,6 +421,49 @@ def test_a_saving_without_a_finite_loss_is_not_the_best(
     assert [progress.step for progress in train(more, tmp_path)] == [5, 6]
     assert read_json(tmp_path / "withheld.json") == {"2": None, "4": 0.5, "6": None}
     assert "4 steps" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_the_end_of_a_shorter_training_is_not_judged_when_it_is_prolonged(
+    small: PIDMConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = {2: 0.3, 4: 0.25, 5: 0.5, 6: 0.4, 7: 0.6}
+    losses = iter(())
+    monkeypatch.setattr(pidm_train._Judge, "loss", lambda self: next(losses))
+    for cut in (False, True):
+        for steps in (5, 7)[not cut :]:
+            todo = [step for step in script if step in (2, 4, 6, steps)]
+            done = read_json(tmp_path / "True" / "withheld.json") if cut and steps == 7 else {}
+            losses = iter([script[step] for step in todo if str(step) not in done])
+            finish(judged(small, steps=steps, patience=3), tmp_path / str(cut))
+    kept = {"2": 0.3, "4": 0.25, "6": 0.4, "7": 0.6}
+    assert [read_json(tmp_path / str(cut) / "withheld.json") for cut in (False, True)] == [kept] * 2
+
+
+def test_a_training_is_not_prolonged_whose_model_a_longer_one_would_not_have_judged(
+    small: PIDMConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([0.5, 0.4, 0.1])
+    monkeypatch.setattr(pidm_train._Judge, "loss", lambda self: next(losses))
+    finish(judged(small, steps=5), tmp_path)
+    with pytest.raises(UserError, match="the model kept is that of step 5, where a shorter"):
+        finish(judged(small, steps=7), tmp_path)
+    assert list(train(judged(small, steps=5), tmp_path)) == []
+    losses = iter([0.1, 0.5, 0.6])
+    finish(judged(small, steps=1), tmp_path / "short")  # no other model was given up for it
+    finish(judged(small, steps=4), tmp_path / "short")
+    assert read_json(tmp_path / "short" / "withheld.json") == {"2": 0.5, "4": 0.6}
+    assert "2 steps" in (tmp_path / "short" / "model" / "README.md").read_text()
+
+
+def test_a_saving_that_was_put_off_stays_judged_when_a_training_is_prolonged(
+    small: PIDMConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, {2})
+    losses = iter([0.1, 0.5, 0.6])
+    monkeypatch.setattr(pidm_train._Judge, "loss", lambda self: next(losses))
+    finish(judged(small, steps=4), tmp_path)
+    finish(judged(small, steps=6), tmp_path)
+    assert read_json(tmp_path / "withheld.json") == {"3": 0.1, "4": 0.5, "6": 0.6}
 
 
 def test_withheld_people_are_judged_alike_every_time(config: PIDMConfig, tmp_path: Path) -> None:
@@ -479,6 +552,52 @@ def test_a_run_does_not_go_on_with_other_images(config: PIDMConfig, tmp_path: Pa
     more = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=7))
     with pytest.raises(UserError, match=r"1 images, such as 0002_c1s1_000000_00.jpg, are not"):
         next(train(more, tmp_path / "run"))
+
+
+def test_a_run_does_not_go_on_with_other_joints_or_pairs(small: PIDMConfig, tmp_path: Path) -> None:
+    people, run = make_market(tmp_path / "people"), tmp_path / "run"
+    joints, pairs = people / "market1501/market-annotation-train.csv", tmp_path / "pairs.csv"
+    listed, before = patn_pairs(read_keypoints(joints)), joints.read_bytes()
+    write_pairs(pairs, listed)
+    small = judged(dataclasses.replace(small, data=str(people), pairs=str(pairs)))
+    finish(small, run)
+    more = dataclasses.replace(small, train=dataclasses.replace(small.train, steps=8))
+    moved = {name: np.clip(x - 1, 0, None) for name, x in read_keypoints(joints).items()}
+    write_keypoints(joints, moved)
+    with pytest.raises(UserError, match="the pairs or their joints are not those"):
+        next(train(more, run))
+    joints.write_bytes(before)
+    write_pairs(pairs, listed[::-1])
+    with pytest.raises(UserError, match="the pairs or their joints are not those"):
+        next(train(more, run))
+    write_pairs(pairs, listed)
+    assert [progress.step for progress in train(more, run)] == [7, 8]
+
+
+def test_a_run_of_before_pairs_were_noted_goes_on(small: PIDMConfig, tmp_path: Path) -> None:
+    finish(small, tmp_path)
+    notes = read_json(tmp_path / "env.json")
+    pairs = notes.pop("pairs_sha256")
+    write_json(tmp_path / "env.json", notes)
+    more = dataclasses.replace(small, train=dataclasses.replace(small.train, steps=7))
+    assert [progress.step for progress in train(more, tmp_path)] == [7]
+    assert read_json(tmp_path / "env.json")["pairs_sha256"] == pairs
+
+
+def test_the_data_folder_that_one_is_in_has_its_name_too(
+    small: PIDMConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = make_market(tmp_path / "people")
+    monkeypatch.chdir(data)
+    small = dataclasses.replace(small, data=".")
+    finish(small, tmp_path / "run")
+    assert "Trained on `people`" in (tmp_path / "run" / "model" / "README.md").read_text()
+    tool = importlib.import_module("tools.train_pidm")
+    assert tool.main(["--config", str(tmp_path / "run/config.yaml"), "--dry-run"]) == DONE
+    assert "-> runs/people\n" in capsys.readouterr().out
 
 
 def test_sigterm_finishes_the_step_and_saves(config: PIDMConfig, tmp_path: Path) -> None:

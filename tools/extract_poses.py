@@ -9,8 +9,12 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pidm_core import BAD_DATA, DONE, SKIPPED, UserError, parse, run
+
+if TYPE_CHECKING:
+    from pidm_core import Record
 
 
 @dataclass(frozen=True)
@@ -43,16 +47,27 @@ def main(argv: list[str] | None = None) -> int:
 
     from pidm_core import estimator
     from pidm_core.datasets import pose_images
+    from pidm_core.folders import only_writer_of
+
+    out = Path(options.out)
+    images, weights = pose_images(options.data), estimator.find_weights(options.weights)
+    made_with = estimator.describe(weights, options.data)
+    if options.dry_run:
+        todo = estimator.unfinished(out, made_with, images)
+        print(f"{out}: {len(todo):,} of {len(images):,} images left to estimate by {weights}")
+        return DONE
+    with only_writer_of(out):
+        return _estimate(options, images, weights, made_with)
+
+
+def _estimate(
+    options: Options, images: list[Record], weights: Path, made_with: dict[str, str]
+) -> int:
+    from pidm_core import estimator
     from pidm_core.progress import track
 
     out, broken = Path(options.out), list[str]()
-    images, weights = pose_images(options.data), estimator.find_weights(options.weights)
-    made_with = estimator.describe(weights, options.data)
-    todo = estimator.unfinished(out, made_with, images)
-    if options.dry_run:
-        print(f"{out}: {len(todo):,} of {len(images):,} images left to estimate by {weights}")
-        return DONE
-    if todo:
+    if todo := estimator.unfinished(out, made_with, images):
         network = estimator.load_estimator(weights)
         done = estimator.estimate_all(
             todo, network, out, made_with=made_with, batch_size=options.batch_size, broken=broken

@@ -144,15 +144,17 @@ def _bring_back(out: Path, results: Path, model: Path, *, mib: int) -> None:
     """The table to be read, and two packs: the model and the results, with which a slot goes on."""
     from pidm_core.packs import write_pack
 
-    files = [
-        path
+    files = {
+        path.relative_to(results): path
         for path in results.rglob("*")
-        if path.is_file()
-        and path.suffix != ".safetensors"
-        and not path.name.startswith(".")  # what a kill left
-    ]
+        if path.is_file() and path.suffix != ".safetensors"
+    }
     packs = {
-        "results": {path.relative_to(results).as_posix(): path for path in files},
+        "results": {
+            name.as_posix(): path
+            for name, path in files.items()
+            if not any(part.startswith(".") for part in name.parts)  # what a kill left
+        },
         "run": {f"{model.name}/{p.name}": p for p in sorted(model.glob("*")) if p.is_file()},
     }
     for name, contents in packs.items():

@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     stop_after(options.minutes)
     config = narrowed(PIDMConfig, options)
-    folder = Path(options.out or f"runs/{Path(config.data).name}")
+    name = Path(os.path.abspath(config.data)).name  # "." has none
+    folder = Path(options.out or f"runs/{name}")
 
     import torch
 

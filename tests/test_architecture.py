@@ -77,7 +77,7 @@ ARROWS = {
         "strict": "folder synthesize",
         "pool": "folder generators plan synthesize",
         "dataset": "folder compat pool",
-        "unfinished": "weights",
+        "unfinished": "weights", "outcome": "folder retrieval",
         "finetune":
             "dataset folder plan pool retrieval compat small_maps unfinished weights config",
         "identity": "config finetune plan retrieval weights",

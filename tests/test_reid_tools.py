@@ -270,6 +270,32 @@ def test_an_interrupted_train_reid_goes_on(
     assert not list(tmp_path.glob("*unfinished*"))
 
 
+@pytest.mark.usefixtures("small_network")
+def test_a_finished_train_reid_prints_its_results_again_and_refuses_others(
+    market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    render_all(planned(market), tmp_path / "made", shard=(1, 2))
+    flags: list[Any] = ["--height", 32, "--width", 16, "--batch-size", 12, "--weights", "none"]
+    flags += ["--standard.steps", 1, "--finetune.steps", 1, "--augmented", "made"]
+    flags += ["--out", "w.safetensors"]
+    assert call("train_reid", *flags) == SKIPPED
+    figures = [line for line in capsys.readouterr().out.splitlines() if "%" in line]
+    written = Path("w.safetensors").stat().st_mtime_ns
+    assert call("train_reid", *flags) == SKIPPED
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if "%" in line] == figures
+    assert "w.safetensors: trained already" in printed
+    with pytest.raises(UserError, match=r"other settings or data \(seed: 0 -> 1\); give another"):
+        call("train_reid", *flags, "--seed", 1)
+    render_all(planned(market), tmp_path / "made")
+    with pytest.raises(UserError, match=r"generated: 9 images, .* -> 18 images"):
+        call("train_reid", *flags, "--dry-run")
+    assert Path("w.safetensors").stat().st_mtime_ns == written
+    Path("w.json").unlink()
+    with pytest.raises(UserError, match=r"no w\.json says what it was trained on"):
+        call("train_reid", *flags)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -303,13 +303,18 @@ def _run(
     iterations = iterate(
         engine, end - len(history), before=lambda: unfinished.begin_epoch(engine, history)
     )
-    for figures in track(
-        iterations, total=end * batch, label=label, unit="images", each=batch,
-        at=lambda _: (len(history) + 1) * batch,
-    ):  # fmt: skip
-        if not math.isfinite(loss := figures["loss"]):
-            raise UserError(f"{label}: the loss is {loss} at iteration {len(history)}; lower lr")
-        history.append(figures)
+    try:
+        for figures in track(
+            iterations, total=end * batch, label=label, unit="images", each=batch,
+            at=lambda _: (len(history) + 1) * batch,
+        ):  # fmt: skip
+            if not math.isfinite(loss := figures["loss"]):
+                raise UserError(
+                    f"{label}: the loss is {loss} at iteration {len(history)}; lower lr"
+                )
+            history.append(figures)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{label}: {unfinished.kept()}") from None
 
 
 def make_manager(

@@ -261,13 +261,16 @@ def test_an_interrupted_train_reid_goes_on(
         return step(self, data)
 
     monkeypatch.setattr(finetune.FastSoftmaxEngine, "forward_backward", second_is_cut)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="fine-tuned: nothing of it is kept"):
         call("train_reid", *flags, "--out", "w.safetensors")
     assert call("train_reid", *flags, "--out", "w.safetensors") == DONE
     assert steps[0] == 4  # Standard's one, one that was cut, the two of the fine-tuning
     whole, again = (read_weights(tmp_path / f"{name}.safetensors") for name in ("whole", "w"))
     assert all(torch.equal(value, whole[name]) for name, value in again.items())
     assert not list(tmp_path.glob("*unfinished*"))
+    steps[0] = 0
+    with pytest.raises(KeyboardInterrupt, match=r"without --out FILE\.safetensors nothing is kept"):
+        call("train_reid", *flags)
 
 
 @pytest.mark.usefixtures("small_network")

@@ -95,10 +95,15 @@ def main(argv: list[str] | None = None) -> int:
             kept.append(out.with_stem(f"{out.stem}_unfinished"))
         items = finetune.train_list(real, added)
         print(f"{name}: {len(items):,} images, {stage.steps:,} iterations", flush=True)
-        state, result = finetune.train_and_test(
-            items, test, config=options, stage=stage, seed=options.seed, start=state,
-            keep=kept[-1] if kept else None, label=name,
-        )  # fmt: skip
+        try:
+            state, result = finetune.train_and_test(
+                items, test, config=options, stage=stage, seed=options.seed, start=state,
+                keep=kept[-1] if kept else None, label=name,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            if out:
+                raise
+            raise KeyboardInterrupt("without --out FILE.safetensors nothing is kept") from None
         print(_lines(result.ranking))
         results[name] = result.ranking
         if out:

@@ -62,6 +62,14 @@ def examine(data: str, weights: str, *, student_file: str) -> Iterator[Check]:
         yield Check("data", "missing", "none named; --data DIR looks at a folder of people")
 
 
+def next_training(data: str | Path) -> str:
+    """The command that trains PIDM on a folder of people, in a size for this machine."""
+    import torch
+
+    size = "small" if torch.cuda.is_available() else "tiny"  # a month of a CPU, or an hour
+    return f"python tools/train_pidm.py --config configs/market1501_{size}.yaml --data {data}"
+
+
 def _guarded(name: str, look: Callable[[], Iterator[Check]]) -> Iterator[Check]:
     """What `look` finds; where it ends in an error, that is the finding."""
     try:

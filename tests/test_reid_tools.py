@@ -15,7 +15,16 @@ import pytest
 import torch
 from people import TINT, make_market, planned, render_all
 
-from pidm_core import BAD_DATA, DONE, SKIPPED, USAGE, UserError, read_weights, write_bytes
+from pidm_core import (
+    BAD_DATA,
+    DONE,
+    SKIPPED,
+    USAGE,
+    UserError,
+    find_keypoints,
+    read_weights,
+    write_bytes,
+)
 from pidm_reid import experiment, finetune, folder, generators, report, table, unfinished
 from pidm_reid.generators import newest_run
 from pidm_reid.rows import Cell
@@ -347,6 +356,23 @@ def test_development_split_is_written_and_counted(
     assert len(folder.read_people("dev", "query")) == 3
     with pytest.raises(UserError, match="exists already"):
         call("development_split", "--data", market, "--out", "dev")
+
+
+def test_a_development_split_without_joints_says_how_to_make_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    market = make_market(tmp_path / "people")
+    (market / "market1501/market-annotation-train.csv").rename(tmp_path / "joints.csv")
+    assert call("development_split", "--data", market, "--out", "dev") == DONE
+    printed = capsys.readouterr()
+    assert "no joints to take along" in printed.err
+    *_, extract, train = printed.out.splitlines()
+    assert extract == (
+        "  python tools/extract_poses.py --data dev --out dev/market-annotation-train.csv"
+    )
+    assert (ROOT / train.split("--config ")[1].split()[0]).is_file()
+    (tmp_path / "joints.csv").rename("dev/market-annotation-train.csv")  # as that tool writes it
+    assert find_keypoints("dev").is_file()
 
 
 def test_too_few_people_are_not_divided(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from pidm_core import estimator
     from pidm_core.datasets import pose_images
+    from pidm_core.doctor import next_training
     from pidm_core.progress import track
 
     out, broken = Path(options.out), list[str]()
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"{options.data}: no image could be read, as {broken[0]}", BAD_DATA)
     estimator.write_sheet(out.with_suffix(".png"), images, keypoints)
     print(f"{out}: joints of {len(keypoints):,} images; look at {out.with_suffix('.png')}. Next:")
-    print(f"  python tools/train_pidm.py --data {options.data} --keypoints {out} --config FILE")
+    print(f"  {next_training(options.data)} --keypoints {out}")
     for line in broken:
         print(f"left out: {line}", file=sys.stderr)
     return SKIPPED if broken else DONE

@@ -195,6 +195,13 @@ def test_newest_run_is_taken_with_its_data(tmp_path: Path) -> None:
     assert generators.run_data("runs/new") == ("data/new", "")
 
 
+def test_a_run_that_is_not_there_is_said_before_its_data_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="runs/markt1501: no trained model there"):
+        call("synthesize", "--run", "runs/markt1501")
+    with pytest.raises(UserError, match="does not say which data it was trained on"):
+        call("synthesize", "--run", "toy_market_student")
+
+
 def test_broken_image_in_a_table_is_listed_and_the_code_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,21 @@ def test_amount_is_per_image_or_a_total(market: Path) -> None:
     assert len(folder.read_augmented("b").synthetic) == 7
 
 
+def test_a_plan_without_images_is_refused_with_what_to_add(market: Path, tmp_path: Path) -> None:
+    for flags in (["--ratio", 1.0], ["--ratio", 0.5, "--fill-to", 18]):
+        with pytest.raises(UserError, match=r"nothing to generate beside .* add --per-image 1, or"):
+            call("synthesize", "--data", market, *flags, "--out", "a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_folder_is_said_to_be_complete(
+    market: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for said in ("a: 18 images generated, part 1 of 1 is complete", "complete already (18 images)"):
+        assert call("synthesize", "--data", market, "--ratio", 0.5, "--out", "a") == DONE
+        assert said in capsys.readouterr().out
+
+
 def test_policies_are_given_as_flags(market: Path) -> None:
     flags = ["--pose-policy", "balanced", "--source-policy", "cameras", "--same-scale", 9]
     assert call("synthesize", "--data", market, "--ratio", 0.5, "--out", "a", *flags) == DONE

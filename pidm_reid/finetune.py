@@ -342,12 +342,12 @@ def make_manager(
     return manager
 
 
-def check_batch(images: int, config: NetworkConfig) -> None:
+def check_batch(images: int, config: NetworkConfig, what: str = "training images") -> None:
     """Refuse a set too small for one batch, of which torchreid would train nothing, silently."""
     if images < config.batch_size:
         raise UserError(
-            f"{images} training images are fewer than one batch of {config.batch_size}; "
-            "give a smaller batch_size"
+            f"{images} {what} are fewer than one batch of {config.batch_size}; give a smaller "
+            "--batch-size (of reproduce_table --student.batch-size)"
         )
 
 

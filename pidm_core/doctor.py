@@ -271,9 +271,12 @@ def people(root: Path) -> Iterator[Check]:
 
 
 def _images(name: str, records: Sequence[Record]) -> Check:
+    from pidm_core.pair_lists import fashion_key
+
+    told = any(record.camid or fashion_key(record.name) for record in records)
     pids = {record.pid for record in records if record.pid > 0}
-    text = f"{len(records):,} of {len(pids):,} people in {records[0].path.parent}"
-    return Check(name, "ok", text)
+    people = f" of {len(pids):,} people" if told else ""  # names of another form tell nobody
+    return Check(name, "ok", f"{len(records):,}{people} in {records[0].path.parent}")
 
 
 def _decoded(records: Sequence[Record]) -> Check:

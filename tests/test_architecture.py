@@ -52,7 +52,8 @@ ARROWS = {
         "user_study": "data image_names keypoints pose",
         "studio": "datasets diffusion hardware keypoints pipeline pose",
         "doctor":
-            "checkpoint data datasets estimator feature_networks hardware keypoints weight_files",
+            "checkpoint data datasets estimator feature_networks hardware keypoints pair_lists "
+            "weight_files",
         "distill": "checkpoint diffusion hardware model train",
         "comparison": "feature_metrics pipeline probe probe_report",
         "probe_networks": "hardware keypoints progress",

@@ -50,6 +50,7 @@ SELECTED = "selection.json"  # beside images that a table chose among: by which 
 COPIES, COST = "copies.json", "cost.jsonl"
 FORMAT = 1
 CHECK = "check"  # of a line or a file: the checksum of the rest
+SHA256 = re.compile(r"[0-9a-f]{64}")
 PERSON = re.compile(r"([-\d]+)_c(\d+)")  # as torchreid searches for it
 
 
@@ -381,7 +382,14 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
         return []
     if isinstance(old, list) and isinstance(new, list):
         return [f"{where}: {len(old)} -> {len(new)} entries"]
-    return [f"{where}: {old} -> {new}"]
+    if where == "plan" and old and new:  # hashes of plan.jsonl; of imported images there is none
+        return ["plan: other images (seed, ratio, per-image, fill-to, poses or keypoints differ)"]
+    return [f"{where}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: Any) -> Any:
+    """The first digits of a SHA-256; any other value as it is."""
+    return f"{value[:8]}…" if isinstance(value, str) and SHA256.fullmatch(value) else value
 
 
 def lay_out(out: Path, real: Sequence[Record], *, copy: bool) -> None:

@@ -246,7 +246,7 @@ def test_train_reid_prints_both_results(
     short = ["--standard.steps", 1, "--finetune.steps", 1, "--out", "w.safetensors"]
     assert call("train_reid", "--augmented", "made", *small, *short, "--dry-run") == DONE
     printed = capsys.readouterr().out
-    assert "18 real, 18 generated images\n24 training image passes, about 0.0 hours" in printed
+    assert "18 real, 18 generated images\n24 training image passes, about 0.0 minutes" in printed
     assert not list(tmp_path.glob("*.safetensors"))
     assert call("train_reid", "--augmented", "made", *small, *short) == DONE
     printed = capsys.readouterr().out

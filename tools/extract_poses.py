@@ -38,8 +38,10 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         example="python tools/extract_poses.py --data data/people --weights vitpose --out p.csv",
     )
-    if not options.out.endswith(".csv") or options.batch_size < 1:
-        raise UserError("--out FILE.csv must be given, and --batch-size be at least 1")
+    if not options.out.endswith(".csv"):
+        raise UserError("--out FILE.csv must be given")
+    if options.batch_size < 1:
+        raise UserError(f"batch-size {options.batch_size} is not at least 1")
 
     from pidm_core import estimator
     from pidm_core.datasets import pose_images

@@ -25,7 +25,7 @@ class Options(Sampling, PlanPolicy):
     """What to generate, with which model, and where to."""
 
     ratio: float = 0.4
-    """Share of the real training images kept (0-1)."""
+    """Share of the real training images kept (above 0, up to 1)."""
     run: str = ""
     """Run folder or bundled model (default: the newest in runs/, else the bundled one)."""
     data: str = ""

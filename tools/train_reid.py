@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.out and not options.out.endswith(".safetensors"):
         raise UserError(f"out '{options.out}' does not end in .safetensors")
 
+    from pidm_core.progress import duration
     from pidm_reid import finetune, folder, outcome, weights
 
     augmented = folder.read_augmented(options.augmented)
@@ -78,9 +79,9 @@ def main(argv: list[str] | None = None) -> int:
         return code
     passes = (options.standard.steps + options.finetune.steps) * options.batch_size
     if options.dry_run:
-        hours = passes / finetune.measure_speed(options) / 3600
+        time = duration(passes / finetune.measure_speed(options))
         print(f"{len(real):,} real, {len(synthetic):,} generated images")
-        print(f"{passes:,} training image passes, about {hours:.1f} hours here")
+        print(f"{passes:,} training image passes, about {time} here")
         return DONE
     print(f"{passes:,} training image passes; --dry-run says how long they take here", flush=True)
     if options.out:

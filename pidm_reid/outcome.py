@@ -40,7 +40,7 @@ def read_outcome(out: Path, asked: Mapping[str, Any]) -> dict[str, Ranking]:
     if changes := differences(there["asked"], dict(asked)):
         raise UserError(
             f"{out}: is of a training with other settings or data ({'; '.join(changes[:8])}); "
-            "give another --out, or the old ones"
+            f"give another --out, or the old ones (to begin anew remove {note.name} and {out.name})"
         )
     try:
         return {stage: _ranking(figures) for stage, figures in there["results"].items()}

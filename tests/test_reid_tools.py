@@ -319,7 +319,9 @@ def test_a_finished_train_reid_prints_its_results_again_and_refuses_others(
     printed = capsys.readouterr().out
     assert [line for line in printed.splitlines() if "%" in line] == figures
     assert "w.safetensors: trained already" in printed
-    with pytest.raises(UserError, match=r"other settings or data \(seed: 0 -> 1\); give another"):
+    with pytest.raises(
+        UserError, match=r"other settings or data \(seed: 0 -> 1\); .* remove w\.json and w"
+    ):
         call("train_reid", *flags, "--seed", 1)
     render_all(planned(market), tmp_path / "made")
     with pytest.raises(UserError, match=r"generated: 9 images, .* -> 18 images"):
@@ -328,6 +330,8 @@ def test_a_finished_train_reid_prints_its_results_again_and_refuses_others(
     Path("w.json").unlink()
     with pytest.raises(UserError, match=r"no w\.json says what it was trained on"):
         call("train_reid", *flags)
+    Path("w.safetensors").unlink()  # as the refusal says
+    assert call("train_reid", *flags, "--seed", 1) == DONE
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ from pidm_core.diffusion import Denoise, Diffusion, guidance_terms, guided, samp
 from pidm_core.hardware import Placement, place
 from pidm_core.model import PIDM, POSE_CHANNELS
 from pidm_core.options import load_config
+from pidm_core.progress import duration
 from pidm_core.state import State
 from pidm_core.train import HybridLoss
 
@@ -287,9 +288,9 @@ def training_hours(config: PIDMConfig) -> str:
     work = pair_work(config.model, recompute=config.train.recompute)
     rate = convolution_rate(place(config.train.precision).dtype)
     seconds = work * config.train.steps * config.train.batch_size / (rate * 1e12)
-    low, high = (seconds / share / 3600 for share in SHARES)
+    guess = duration(*(seconds / share for share in SHARES))
     return (
-        f"{low:,.1f} to {high:,.1f} hours here by one process: {work / 1e9:,.1f} GFLOP a pair, at "
+        f"{guess} here by one process: {work / 1e9:,.1f} GFLOP a pair, at "
         f"three quarters to a third of the {rate:.2f} TFLOP/s of a large convolution"
     )
 

@@ -211,6 +211,13 @@ def find_model(name: str | Path) -> Path:
     for folder in (bundled_folder(name), own / "model", own):
         if folder and (folder / "config.json").is_file():
             return folder
+    if stopped := checkpoints(own):
+        step = int(stopped[0].name.removeprefix("step_"))
+        raise UserError(
+            f"{name}: no model yet, its training stopped at step {step:,}; the same train_pidm "
+            "command finishes it",
+            BAD_DATA,
+        )
     bundled = ", ".join(sorted(p.parent.name for p in ASSETS.glob("*/config.json"))) or "none"
     raise UserError(
         f"{name}: no trained model there (a run folder has model/config.json; bundled: {bundled}); "

@@ -77,7 +77,15 @@ def read_market1501(
         log.warning("%d files left out, the first: %s", len(strange), strange[0])
     if not names:
         raise UserError(f"{folder}: no images (.jpg or .png) in it", BAD_DATA)
-    return [_record(folder, name) for name in names]
+    found = [(name, _NAME.match(name)) for name in names]
+    if other := [name for name, match in found if not match]:
+        raise UserError(
+            f"{folder / other[0]}: the name must begin with person and camera, PPPP_cC, such as "
+            f"0001_c1_….jpg ({len(other):,} of {len(names):,} names here do not); rename or remove "
+            "the file",
+            BAD_DATA,
+        )
+    return [Record(folder / n, n, int(match[1]), int(match[2])) for n, match in found if match]
 
 
 def list_names(folder: Path) -> tuple[list[str], list[str]]:
@@ -107,23 +115,19 @@ def list_names(folder: Path) -> tuple[list[str], list[str]]:
     return sorted(names), sorted(strange)
 
 
-def _record(folder: Path, name: str) -> Record:
-    match = _NAME.match(name)
-    if not match:
-        raise UserError(
-            f"{folder / name}: the name is not of the form PPPP_cCsS_FFFFFF_BB.jpg "
-            "(person, camera, …); rename or remove the file",
-            BAD_DATA,
-        )
-    return Record(folder / name, name, int(match[1]), int(match[2]))
-
-
 def find_subset(root: Path, subset: str) -> Path:
     """The folder of a subset's images, by its own name or PATN's (train, test)."""
     for name in (subset, *filter(None, [_PATN_NAMES.get(subset)])):
         for folder in _FOLDERS:
             if (root / folder / name).is_dir():
                 return root / folder / name
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; give the one that holds '{subset}'", BAD_DATA)
+    if any(_NAME.match(path.name) for path in root.iterdir() if path.is_file()):
+        raise UserError(
+            f"{root}: no folder '{subset}' in it, but images; move them into {root / subset}",
+            BAD_DATA,
+        )
     raise UserError(
         f"{root}: no folder '{subset}' in it, nor in its market1501 or Market-1501-v15.09.15; "
         "give the folder that holds the Market-1501 layout (docs/getting_started.md shows it)",

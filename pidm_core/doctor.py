@@ -62,6 +62,14 @@ def examine(data: str, weights: str, *, student_file: str) -> Iterator[Check]:
         yield Check("data", "missing", "none named; --data DIR looks at a folder of people")
 
 
+def next_training(data: str | Path) -> str:
+    """The command that trains PIDM on a folder of people, in a size for this machine."""
+    import torch
+
+    size = "small" if torch.cuda.is_available() else "tiny"  # a month of a CPU, or an hour
+    return f"python tools/train_pidm.py --config configs/market1501_{size}.yaml --data {data}"
+
+
 def _guarded(name: str, look: Callable[[], Iterator[Check]]) -> Iterator[Check]:
     """What `look` finds; where it ends in an error, that is the finding."""
     try:
@@ -263,9 +271,12 @@ def people(root: Path) -> Iterator[Check]:
 
 
 def _images(name: str, records: Sequence[Record]) -> Check:
+    from pidm_core.pair_lists import fashion_key
+
+    told = any(record.camid or fashion_key(record.name) for record in records)
     pids = {record.pid for record in records if record.pid > 0}
-    text = f"{len(records):,} of {len(pids):,} people in {records[0].path.parent}"
-    return Check(name, "ok", text)
+    people = f" of {len(pids):,} people" if told else ""  # names of another form tell nobody
+    return Check(name, "ok", f"{len(records):,}{people} in {records[0].path.parent}")
 
 
 def _decoded(records: Sequence[Record]) -> Check:

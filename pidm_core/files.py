@@ -342,8 +342,9 @@ def run(main: Callable[[list[str] | None], int]) -> NoReturn:
         sys.stdout.flush()  # here, where a full disk is still an error
     except UserError as error:
         code = _complain(str(error), error.code, debug)
-    except KeyboardInterrupt:
-        code = _complain("interrupted; the same command goes on", INTERRUPTED, debug)
+    except KeyboardInterrupt as error:
+        said = f"interrupted; {str(error) or 'the same command goes on'}"
+        code = _complain(said, INTERRUPTED, debug)
     except BrokenPipeError:
         code = DONE  # `| head` is no error
     except (MemoryError, OSError) as error:

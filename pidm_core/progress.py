@@ -11,6 +11,12 @@ T = TypeVar("T")
 LINE_EVERY_S = 15.0
 
 
+def duration(*seconds: float) -> str:
+    """A guess of a time, or of its limits, in words: minutes below an hour."""
+    name, unit = ("minutes", 60) if max(seconds) < 3600 else ("hours", 3600)
+    return " to ".join(f"{guess / unit:,.1f}" for guess in seconds) + f" {name}"
+
+
 def track(
     counts: Iterable[T],
     *,

@@ -99,8 +99,10 @@ class PIDMAugmentedDataset:
     def _load_base(self, root: str, kwargs: dict[str, Any]) -> None:
         home = Path(root).expanduser() / self.dataset_dir
         if not home.is_dir():
+            here = (self.folder / self.dataset_dir).is_dir()  # of people of one's own
             raise UserError(
-                f"{home}: no such folder; root must be the folder that holds {self.dataset_dir}",
+                f"{home}: no such folder; root must be the folder that holds {self.dataset_dir}"
+                + f", or the augmented one, {self.folder}" * here,
                 BAD_DATA,
             )
         if found := PERSON.search(os.path.abspath(home)):  # torchreid searches the whole path

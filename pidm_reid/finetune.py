@@ -304,13 +304,18 @@ def _run(
     iterations = iterate(
         engine, end - len(history), before=lambda: unfinished.begin_epoch(engine, history)
     )
-    for figures in track(
-        iterations, total=end * batch, label=label, unit="images", each=batch,
-        at=lambda _: (len(history) + 1) * batch,
-    ):  # fmt: skip
-        if not math.isfinite(loss := figures["loss"]):
-            raise UserError(f"{label}: the loss is {loss} at iteration {len(history)}; lower lr")
-        history.append(figures)
+    try:
+        for figures in track(
+            iterations, total=end * batch, label=label, unit="images", each=batch,
+            at=lambda _: (len(history) + 1) * batch,
+        ):  # fmt: skip
+            if not math.isfinite(loss := figures["loss"]):
+                raise UserError(
+                    f"{label}: the loss is {loss} at iteration {len(history)}; lower lr"
+                )
+            history.append(figures)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{label}: {unfinished.kept()}") from None
 
 
 def make_manager(
@@ -339,12 +344,12 @@ def make_manager(
     return manager
 
 
-def check_batch(images: int, config: NetworkConfig) -> None:
+def check_batch(images: int, config: NetworkConfig, what: str = "training images") -> None:
     """Refuse a set too small for one batch, of which torchreid would train nothing, silently."""
     if images < config.batch_size:
         raise UserError(
-            f"{images} training images are fewer than one batch of {config.batch_size}; "
-            "give a smaller batch_size"
+            f"{images} {what} are fewer than one batch of {config.batch_size}; give a smaller "
+            "--batch-size (of reproduce_table --student.batch-size)"
         )
 
 

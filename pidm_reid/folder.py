@@ -53,6 +53,7 @@ IMPORTING = ".importing"  # there while another generator's images are taken ove
 AGAIN = "again"  # in a ledger: how often the image had been made before
 FORMAT = 1
 CHECK = "check"  # of a line or a file: the checksum of the rest
+SHA256 = re.compile(r"[0-9a-f]{64}")
 PERSON = re.compile(r"([-\d]+)_c(\d+)")  # torchreid takes one digit of the camera
 
 
@@ -403,7 +404,14 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
         return []
     if isinstance(old, list) and isinstance(new, list):
         return [f"{where}: {len(old)} -> {len(new)} entries"]
-    return [f"{where}: {old} -> {new}"]
+    if where == "plan" and old and new:  # hashes of plan.jsonl; of imported images there is none
+        return ["plan: other images (seed, ratio, per-image, fill-to, poses or keypoints differ)"]
+    return [f"{where}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: Any) -> Any:
+    """The first digits of a SHA-256; any other value as it is."""
+    return f"{value[:8]}…" if isinstance(value, str) and SHA256.fullmatch(value) else value
 
 
 def lay_out(out: Path, real: Sequence[Record], *, copy: bool) -> None:

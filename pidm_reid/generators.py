@@ -59,6 +59,9 @@ def run_data(run: str) -> tuple[str, str]:
             )
         return str(BUNDLED_DATA), ""
     if not (Path(run) / "config.yaml").is_file():
+        from pidm_core import PIDMPipeline
+
+        PIDMPipeline.from_pretrained(run)  # a folder misspelt has no model either, and is told so
         raise UserError(f"{run}: does not say which data it was trained on; give --data DIR")
     config = load_config(PIDMConfig, Path(run) / "config.yaml")
     return config.data, config.keypoints

@@ -150,7 +150,9 @@ def check_ratio(ratio: float) -> None:
     """UserError unless `ratio` is a share."""
     if 1 < ratio <= 100:
         raise UserError(f"ratio {ratio:g} is not between 0 and 1; did you mean {ratio / 100:g}?")
-    if not 0 <= ratio <= 1:
+    if ratio == 0:
+        raise UserError("ratio 0 is no share of the images; give one above 0, such as 0.4")
+    if not 0 < ratio <= 1:
         raise UserError(f"ratio {ratio:g} is not between 0 and 1")
 
 

@@ -94,7 +94,8 @@ def check_judges(
     halves = selection.folds(list(pids.values()), seed=seed)
     for half, others in (halves, halves[::-1]):  # each is judged by a network of the others
         if made & half:
-            finetune.check_batch(sum(pid in others for pid in pids.values()), student)
+            known = sum(pid in others for pid in pids.values())
+            finetune.check_batch(known, student, "real images that a judge would learn from")
 
 
 def asked_of(student: NetworkConfig, config: SelectionConfig) -> dict[str, Any]:

@@ -79,7 +79,15 @@ class Unfinished:
             self._write(self.path, engine, history)
         except OSError as error:  # a full disk: the result itself may still have room
             log.warning("%s: not kept (%s)", self.path, error)
-        self._saved, self._steps = time.monotonic(), len(history)
+        else:
+            self._steps = len(history)
+        self._saved = time.monotonic()
+
+    def kept(self) -> str:
+        """Where the same command would go on if the training ended now."""
+        if not self._steps:
+            return "nothing of it is kept, so the same command begins it anew"
+        return f"it is kept up to iteration {self._steps:,}, where the same command goes on"
 
     def _write(self, path: Path, engine: Any, history: list[dict[str, float]]) -> None:
         about, tensors = _get_random(cuda=engine.use_gpu)

@@ -49,11 +49,12 @@ ARROWS = {
         "toy_scenes": "keypoints toy_people toy_render toy_body toy_cameras",
         "toy_market": "folders keypoints toy_people toy_render toy_scenes",
         "garments": "keypoints",
-        "benchmark": "data datasets diffusion hardware model state toy_market train",
+        "benchmark": "data datasets diffusion hardware model progress state toy_market train",
         "user_study": "data image_names keypoints pose",
         "studio": "datasets diffusion hardware keypoints pipeline pose",
         "doctor":
-            "checkpoint data datasets estimator feature_networks hardware keypoints weight_files",
+            "checkpoint data datasets estimator feature_networks hardware keypoints pair_lists "
+            "weight_files",
         "distill": "checkpoint diffusion hardware model train",
         "comparison": "feature_metrics pipeline probe probe_report",
         "probe_networks": "hardware keypoints progress",
@@ -78,7 +79,7 @@ ARROWS = {
         "strict": "folder synthesize",
         "pool": "folder generators plan synthesize",
         "dataset": "folder compat pool",
-        "unfinished": "weights",
+        "unfinished": "weights", "outcome": "folder retrieval",
         "finetune":
             "dataset folder plan pool retrieval compat small_maps unfinished weights config",
         "identity": "config finetune plan retrieval weights",

@@ -114,6 +114,9 @@ def test_a_training_is_guessed_from_its_work_and_this_machine(
     hours = benchmark.pair_work(TINY) * 10**6 * 36 / 0.3e12 / 3600
     words = f"{hours / 0.75:,.1f} to {3 * hours:,.1f} hours here"
     assert benchmark.training_hours(config).startswith(words)
+    short = PIDMConfig(model=TINY, train=TrainConfig(steps=100, batch_size=36))
+    words = f"{hours / 0.75 / 10**4 * 60:,.1f} to {3 * hours / 10**4 * 60:,.1f} minutes here"
+    assert benchmark.training_hours(short).startswith(words)
 
 
 def test_recomputing_keeps_the_inputs_of_the_layers_alone() -> None:

@@ -130,6 +130,12 @@ def test_no_model_says_what_to_run(tmp_path: Path) -> None:
         find_model(tmp_path / "nowhere")
 
 
+def test_a_run_that_was_stopped_is_told_from_none(tmp_path: Path) -> None:
+    save(tmp_path, 1200)
+    with pytest.raises(UserError, match="stopped at step 1,200; the same train_pidm command"):
+        find_model(tmp_path)
+
+
 def damage(folder: Path) -> None:
     path = folder / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-1])

@@ -94,8 +94,15 @@ def test_a_wrong_folder_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no images"):
         read_market1501(tmp_path, "query")
     (tmp_path / "query" / "holiday.jpg").touch()
-    with pytest.raises(UserError, match=r"holiday\.jpg: the name is not of the form"):
+    (tmp_path / "query" / "0001_c1_beach.jpg").touch()
+    with pytest.raises(
+        UserError, match=r"holiday\.jpg: .* begin with .* \(1 of 2 names here do not"
+    ):
         read_market1501(tmp_path, "query")
+    with pytest.raises(UserError, match=r"no folder 'gallery' in it, but images; move them into"):
+        read_market1501(tmp_path / "query", "gallery")
+    with pytest.raises(UserError, match="nowhere: no such folder; give the one"):
+        read_market1501(tmp_path / "nowhere")
 
 
 def test_keypoints_are_found_inside_beside_or_above(tmp_path: Path) -> None:

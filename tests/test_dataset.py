@@ -53,6 +53,12 @@ def names(items: list[dataset.Item]) -> list[str]:
     return [os.path.basename(item[0]) for item in items]
 
 
+def test_the_augmented_folder_is_a_root_as_well(market: Path, augmented: Path) -> None:
+    inside, beside = ours(augmented, augmented), ours(market, augmented)
+    for part in ("train", "query", "gallery"):
+        assert names(getattr(inside, part)) == names(getattr(beside, part))
+
+
 def test_training_set_is_d_tr_and_the_generated_images(market: Path, augmented: Path) -> None:
     data = ours(market, augmented)
     made = folder.read_augmented(augmented)
@@ -168,7 +174,7 @@ def test_both_spellings_of_torchreids_rooms_can_be_imported() -> None:
 
 
 def test_missing_folder_is_refused_and_nothing_is_created(tmp_path: Path, augmented: Path) -> None:
-    with pytest.raises(UserError, match="no such folder; root must be"):
+    with pytest.raises(UserError, match=f"no such folder; root must be .*, or .*, {augmented}$"):
         ours(tmp_path / "nowhere", augmented)
     assert not list(tmp_path.iterdir())
 

@@ -206,6 +206,15 @@ def test_a_folder_without_query_can_still_be_trained_on(tmp_path: Path) -> None:
     assert states(doctor.people(tmp_path))["query"][0].startswith("missing: no folder query")
 
 
+def test_people_are_counted_only_where_the_names_tell_them(tmp_path: Path) -> None:
+    train = make_market(tmp_path) / "market1501/bounding_box_train"
+    for number, path in enumerate(sorted(train.iterdir())):
+        path.rename(train / f"Alice Müller ({number}).JPG")
+    found = states(doctor._guarded("data", lambda: doctor.people(tmp_path / "market1501")))
+    assert found["images"] == [f"ok: 66 in {tmp_path / 'market1501/bounding_box_test'}"]
+    assert "(36 of 36 names here do not)" in found["data"][0]
+
+
 # ---------------------------------------------------------------- the tool
 
 

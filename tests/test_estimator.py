@@ -80,6 +80,18 @@ def arguments(tmp_path: Path, weights: bytes = b"weights") -> list[str]:
     return [text for key, value in options.items() for text in (f"--{key}", str(value))]
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], r"--out FILE\.csv must be given"),
+        (["--out", "p.csv", "--batch-size", "0"], "batch-size 0 is not at least 1"),
+    ],
+)
+def test_a_wrong_option_is_named_alone(tool: types.ModuleType, given: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=f"^{said}$"):
+        tool.main(given)
+
+
 # ---------------------------------------------------------------- the folder
 
 

@@ -313,6 +313,7 @@ def left(main: Callable[[list[str] | None], int]) -> int:
         ),
         (UserError("what"), USAGE, "error: what"),
         (KeyboardInterrupt(), INTERRUPTED, "error: interrupted; the same command goes on"),
+        (KeyboardInterrupt("nothing is kept"), INTERRUPTED, "error: interrupted; nothing is kept"),
         (MemoryError(), ENVIRONMENT, "error: out of memory"),
         (OSError(28, "No space left"), ENVIRONMENT, "error: [Errno 28] No space left; free some"),
         (ZeroDivisionError("x"), INTERNAL, "error: internal error: ZeroDivisionError: x"),

@@ -10,9 +10,9 @@ import pytest
 import torch
 from people import make_market, planned, render_all
 
-from pidm_core import BAD_DATA, UserError, write_bytes
+from pidm_core import BAD_DATA, UserError, parse, write_bytes
 from pidm_reid import compat, finetune, folder, weights
-from pidm_reid.config import Stage, StudentConfig
+from pidm_reid.config import ReidTable, Stage, StudentConfig
 from pidm_reid.dataset import Item
 
 torchreid = compat.torchreid()
@@ -240,8 +240,14 @@ def test_fewer_images_than_a_batch_are_refused(
     real: list[Item], test_set: finetune.TestSet
 ) -> None:
     config = dataclasses.replace(SMALL, batch_size=64)
-    with pytest.raises(UserError, match="36 training images are fewer than one batch of 64"):
+    with pytest.raises(
+        UserError, match="36 training images are fewer than one batch of 64"
+    ) as said:
         finetune.train_and_test(real, test_set, config=config, stage=SHORT, seed=0)
+    flags = [word.strip("(),") for word in str(said.value).split() if "--" in word]
+    assert flags == ["--batch-size", "--student.batch-size"]
+    for parser, flag in zip((StudentConfig, ReidTable), flags, strict=True):
+        parse(parser, [flag, "4"], prog="", description="", example="")
 
 
 def test_exploding_loss_stops_the_training(real: list[Item], test_set: finetune.TestSet) -> None:

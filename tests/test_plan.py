@@ -41,7 +41,7 @@ def test_counts_of_market1501(ratio: float, count: int) -> None:
 def test_smaller_subsets_lie_in_larger_ones() -> None:
     subsets = [
         {record.name for record in plan.sample_real(MARKET, ratio=ratio, seed=3)}
-        for ratio in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+        for ratio in (0.01, 0.2, 0.4, 0.6, 0.8, 1.0)
     ]
     assert all(small < large for small, large in itertools.pairwise(subsets))
     assert (len(subsets[0]), len(subsets[-1])) == (751, 12936)
@@ -68,6 +68,8 @@ def test_ratio_outside_0_to_1_is_refused(ratio: float) -> None:
 def test_ratio_40_is_answered_with_the_right_one() -> None:
     with pytest.raises(UserError, match=r"did you mean 0\.4\?"):
         plan.check_ratio(40)
+    with pytest.raises(UserError, match="ratio 0 is no share"):
+        plan.check_ratio(0)
 
 
 # ---------------------------------------------------------------- recipes

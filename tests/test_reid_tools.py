@@ -15,7 +15,16 @@ import pytest
 import torch
 from people import TINT, make_market, planned, render_all
 
-from pidm_core import BAD_DATA, DONE, SKIPPED, USAGE, UserError, read_weights, write_bytes
+from pidm_core import (
+    BAD_DATA,
+    DONE,
+    SKIPPED,
+    USAGE,
+    UserError,
+    find_keypoints,
+    read_weights,
+    write_bytes,
+)
 from pidm_reid import experiment, finetune, folder, generators, report, table, unfinished
 from pidm_reid.generators import newest_run
 from pidm_reid.rows import Cell
@@ -90,6 +99,21 @@ def test_amount_is_per_image_or_a_total(market: Path) -> None:
     assert len(folder.read_augmented("b").synthetic) == 7
 
 
+def test_a_plan_without_images_is_refused_with_what_to_add(market: Path, tmp_path: Path) -> None:
+    for flags in (["--ratio", 1.0], ["--ratio", 0.5, "--fill-to", 18]):
+        with pytest.raises(UserError, match=r"nothing to generate beside .* add --per-image 1, or"):
+            call("synthesize", "--data", market, *flags, "--out", "a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_folder_is_said_to_be_complete(
+    market: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for said in ("a: 18 images generated, part 1 of 1 is complete", "complete already (18 images)"):
+        assert call("synthesize", "--data", market, "--ratio", 0.5, "--out", "a") == DONE
+        assert said in capsys.readouterr().out
+
+
 def test_policies_are_given_as_flags(market: Path) -> None:
     flags = ["--pose-policy", "balanced", "--source-policy", "cameras", "--same-scale", 9]
     assert call("synthesize", "--data", market, "--ratio", 0.5, "--out", "a", *flags) == DONE
@@ -135,7 +159,7 @@ def test_images_of_another_method_are_taken_over(market: Path, tmp_path: Path) -
         (["--same-scale", "2", "--import-from", "x"], USAGE, "leave out the policies"),
         (["--shard", "1/2", "--import-from", "x"], USAGE, "leave out the policies"),
         (["--run", "toy_market", "--import-from", "x"], USAGE, "leave out the policies"),
-        (["--data", "nowhere"], BAD_DATA, "nowhere: no folder 'bounding_box_train'"),
+        (["--data", "nowhere"], BAD_DATA, "nowhere: no such folder"),
         (["--keypoints", "nowhere.csv"], BAD_DATA, "nowhere.csv: no such file"),
     ],
 )
@@ -164,7 +188,7 @@ def test_wrong_name_pattern_is_refused_with_the_file(tmp_path: Path) -> None:
     market = make_market(tmp_path / "people")
     train = market / "market1501/bounding_box_train"
     (train / "0002_c1s1_000000_00.jpg").rename(train / "alice.jpg")
-    with pytest.raises(UserError, match=r"alice\.jpg: the name is not of the form") as error:
+    with pytest.raises(UserError, match=r"alice\.jpg: the name must begin with") as error:
         call("synthesize", "--data", market)
     assert error.value.code == BAD_DATA
 
@@ -184,6 +208,13 @@ def test_newest_run_is_taken_with_its_data(tmp_path: Path) -> None:
             os.utime(model, (k, k))
     assert newest_run() == "runs/new"
     assert generators.run_data("runs/new") == ("data/new", "")
+
+
+def test_a_run_that_is_not_there_is_said_before_its_data_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="runs/markt1501: no trained model there"):
+        call("synthesize", "--run", "runs/markt1501")
+    with pytest.raises(UserError, match="does not say which data it was trained on"):
+        call("synthesize", "--run", "toy_market_student")
 
 
 def test_broken_image_in_a_table_is_listed_and_the_code_says_so(
@@ -215,7 +246,7 @@ def test_train_reid_prints_both_results(
     short = ["--standard.steps", 1, "--finetune.steps", 1, "--out", "w.safetensors"]
     assert call("train_reid", "--augmented", "made", *small, *short, "--dry-run") == DONE
     printed = capsys.readouterr().out
-    assert "18 real, 18 generated images\n24 training image passes, about 0.0 hours" in printed
+    assert "18 real, 18 generated images\n24 training image passes, about 0.0 minutes" in printed
     assert not list(tmp_path.glob("*.safetensors"))
     assert call("train_reid", "--augmented", "made", *small, *short) == DONE
     printed = capsys.readouterr().out
@@ -261,13 +292,46 @@ def test_an_interrupted_train_reid_goes_on(
         return step(self, data)
 
     monkeypatch.setattr(finetune.FastSoftmaxEngine, "forward_backward", second_is_cut)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="fine-tuned: nothing of it is kept"):
         call("train_reid", *flags, "--out", "w.safetensors")
     assert call("train_reid", *flags, "--out", "w.safetensors") == DONE
     assert steps[0] == 4  # Standard's one, one that was cut, the two of the fine-tuning
     whole, again = (read_weights(tmp_path / f"{name}.safetensors") for name in ("whole", "w"))
     assert all(torch.equal(value, whole[name]) for name, value in again.items())
     assert not list(tmp_path.glob("*unfinished*"))
+    steps[0] = 0
+    with pytest.raises(KeyboardInterrupt, match=r"without --out FILE\.safetensors nothing is kept"):
+        call("train_reid", *flags)
+
+
+@pytest.mark.usefixtures("small_network")
+def test_a_finished_train_reid_prints_its_results_again_and_refuses_others(
+    market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    render_all(planned(market), tmp_path / "made", shard=(1, 2))
+    flags: list[Any] = ["--height", 32, "--width", 16, "--batch-size", 12, "--weights", "none"]
+    flags += ["--standard.steps", 1, "--finetune.steps", 1, "--augmented", "made"]
+    flags += ["--out", "w.safetensors"]
+    assert call("train_reid", *flags) == SKIPPED
+    figures = [line for line in capsys.readouterr().out.splitlines() if "%" in line]
+    written = Path("w.safetensors").stat().st_mtime_ns
+    assert call("train_reid", *flags) == SKIPPED
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if "%" in line] == figures
+    assert "w.safetensors: trained already" in printed
+    with pytest.raises(
+        UserError, match=r"other settings or data \(seed: 0 -> 1\); .* remove w\.json and w"
+    ):
+        call("train_reid", *flags, "--seed", 1)
+    render_all(planned(market), tmp_path / "made")
+    with pytest.raises(UserError, match=r"generated: 9 images, .* -> 18 images"):
+        call("train_reid", *flags, "--dry-run")
+    assert Path("w.safetensors").stat().st_mtime_ns == written
+    Path("w.json").unlink()
+    with pytest.raises(UserError, match=r"no w\.json says what it was trained on"):
+        call("train_reid", *flags)
+    Path("w.safetensors").unlink()  # as the refusal says
+    assert call("train_reid", *flags, "--seed", 1) == DONE
 
 
 @pytest.mark.parametrize(
@@ -318,6 +382,23 @@ def test_development_split_is_written_and_counted(
     assert len(folder.read_people("dev", "query")) == 3
     with pytest.raises(UserError, match="exists already"):
         call("development_split", "--data", market, "--out", "dev")
+
+
+def test_a_development_split_without_joints_says_how_to_make_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    market = make_market(tmp_path / "people")
+    (market / "market1501/market-annotation-train.csv").rename(tmp_path / "joints.csv")
+    assert call("development_split", "--data", market, "--out", "dev") == DONE
+    printed = capsys.readouterr()
+    assert "no joints to take along" in printed.err
+    *_, extract, train = printed.out.splitlines()
+    assert extract == (
+        "  python tools/extract_poses.py --data dev --out dev/market-annotation-train.csv"
+    )
+    assert (ROOT / train.split("--config ")[1].split()[0]).is_file()
+    (tmp_path / "joints.csv").rename("dev/market-annotation-train.csv")  # as that tool writes it
+    assert find_keypoints("dev").is_file()
 
 
 def test_too_few_people_are_not_divided(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_a_judge_without_a_batch_is_refused_before_the_folder_is_made(
 ) -> None:
     render_all(planned(market), tmp_path / "made")
     large = {**SETTINGS, "student": dataclasses.replace(SETTINGS["student"], batch_size=12)}
-    with pytest.raises(UserError, match="fewer than one batch of 12"):
+    with pytest.raises(UserError, match="a judge would learn from are fewer than one batch of 12"):
         scoring.select_folder(tmp_path / "made", tmp_path / "out", **large)
     assert not (tmp_path / "out").exists()
 

@@ -221,6 +221,8 @@ def test_shards_together_are_the_whole(market: Path, tmp_path: Path) -> None:
     [
         ({"seed": 1}, TINT, "seed: 0 -> 1"),
         ({"per_image": 2}, TINT, "recipes: 18 -> 36"),
+        ({"per_image": 2}, TINT, "plan: other images (seed, ratio, per-image, fill-to, poses or"),
+        ({}, dataclasses.replace(TINT, fingerprint="ab" * 32), "renderer: tint 1 -> abababab…)"),
         ({}, dataclasses.replace(TINT, fingerprint="tint 2"), "renderer: tint 1 -> tint 2"),
         ({}, dataclasses.replace(TINT, settings={"steps": 9}), "settings.steps: 3 -> 9"),
     ],

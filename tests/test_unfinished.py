@@ -101,6 +101,29 @@ def test_a_training_that_was_cut_off_ends_in_the_same_weights(
     assert count[0] == again
 
 
+@pytest.mark.parametrize(
+    ("cut", "kept"),
+    [
+        (2, "nothing of it is kept, so the same command begins it anew"),
+        (7, "it is kept up to iteration 6, where the same command goes on"),
+    ],
+)
+def test_an_interruption_says_what_is_kept(
+    items: list[Item], test_set: finetune.TestSet, count: list[int], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, cut: int, kept: str,
+) -> None:  # fmt: skip
+    counted = finetune.FastSoftmaxEngine.forward_backward
+
+    def interrupted(self: Any, data: Any) -> dict[str, float]:
+        if count[0] == cut:
+            raise KeyboardInterrupt
+        return counted(self, data)
+
+    monkeypatch.setattr(finetune.FastSoftmaxEngine, "forward_backward", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=f"^ResNet50: {kept}$"):
+        train(items, test_set, keep=tmp_path / "unfinished.safetensors")
+
+
 def test_loaders_in_processes_of_their_own_go_on_as_well(
     items: list[Item], test_set: finetune.TestSet, count: list[int], tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ Writes a Market-1501 root: the other people as training set, the withheld ones a
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
         example="python tools/development_split.py --data data/market1501",
     )
 
+    from pidm_core import find_keypoints
+    from pidm_core.doctor import next_training
     from pidm_reid import folder, plan
 
     out = Path(options.out or f"{options.data.rstrip('/')}_development")
@@ -53,13 +56,22 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"{options.data}: has too few people to divide", BAD_DATA)
     if len(split.query) < FEW:
         print(f"{len(split.query)} queries say little: a choice needs some hundred")
+    try:
+        joints: Path | None = find_keypoints(options.data)
+    except UserError as error:
+        joints = None
+        print(f"no joints to take along: {error}", file=sys.stderr)
     if options.dry_run:
         print(f"{out}: nothing was written")
         return DONE
     folder.write_market1501(
         out, train=split.train, query=split.query, gallery=split.gallery, copy=options.copy
     )
-    print(f"-> {out}. Next: python tools/train_pidm.py --data {out} --config FILE")
+    print(f"-> {out}. Next:")
+    if not joints:
+        csv = out / "market-annotation-train.csv"
+        print(f"  python tools/extract_poses.py --data {out} --out {csv}")
+    print(f"  {next_training(out)}")
     return DONE
 
 

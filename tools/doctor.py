@@ -26,9 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     example = "python tools/doctor.py --data data/market1501"
     options = parse(Options, argv, prog="doctor", description=__doc__, example=example)
 
-    import torch
-
-    from pidm_core.doctor import examine
+    from pidm_core.doctor import examine, next_training
     from pidm_reid.config import IMAGENET_FILE
 
     problems = 0
@@ -38,11 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     if problems:
         print(f"problems: {problems}; mend them as said above, and run this again")
         return ENVIRONMENT
-    size = "small" if torch.cuda.is_available() else "tiny"  # a month of a CPU, or an hour
-    train = (
-        f"python tools/train_pidm.py --config configs/market1501_{size}.yaml --data {options.data}"
-    )
-    print(f"No problem. Next: {train if options.data else 'make demo'}")
+    print(f"No problem. Next: {next_training(options.data) if options.data else 'make demo'}")
     return DONE
 
 

@@ -42,8 +42,10 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         example="python tools/extract_poses.py --data data/people --weights vitpose --out p.csv",
     )
-    if not options.out.endswith(".csv") or options.batch_size < 1:
-        raise UserError("--out FILE.csv must be given, and --batch-size be at least 1")
+    if not options.out.endswith(".csv"):
+        raise UserError("--out FILE.csv must be given")
+    if options.batch_size < 1:
+        raise UserError(f"batch-size {options.batch_size} is not at least 1")
 
     from pidm_core import estimator
     from pidm_core.datasets import pose_images
@@ -64,6 +66,7 @@ def _estimate(
     options: Options, images: list[Record], weights: Path, made_with: dict[str, str]
 ) -> int:
     from pidm_core import estimator
+    from pidm_core.doctor import next_training
     from pidm_core.progress import track
 
     out, broken = Path(options.out), list[str]()
@@ -79,7 +82,7 @@ def _estimate(
         raise UserError(f"{options.data}: no image could be read, as {broken[0]}", BAD_DATA)
     estimator.write_sheet(out.with_suffix(".png"), images, keypoints)
     print(f"{out}: joints of {len(keypoints):,} images; look at {out.with_suffix('.png')}. Next:")
-    print(f"  python tools/train_pidm.py --data {options.data} --keypoints {out} --config FILE")
+    print(f"  {next_training(options.data)} --keypoints {out}")
     for line in broken:
         print(f"left out: {line}", file=sys.stderr)
     return SKIPPED if broken else DONE

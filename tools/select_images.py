@@ -46,14 +46,15 @@ def main(argv: list[str] | None = None) -> int:
     if not 0 < options.keep <= 1:
         raise UserError(f"keep {options.keep:g} is not between 0 and 1")
 
+    from pidm_core.progress import duration
     from pidm_reid import finetune, folder, lease, scoring
 
     source = Path(options.augmented)
     if options.dry_run:
         passes = 2 * options.selection.network.steps * options.batch_size
-        hours = passes / finetune.measure_speed(options) / 3600
+        time = duration(passes / finetune.measure_speed(options))
         print(f"{len(folder.read_augmented(source).synthetic):,} generated images to be judged")
-        print(f"{passes:,} training image passes before, about {hours:.1f} hours here")
+        print(f"{passes:,} training image passes before, about {time} here")
         return DONE
     out = Path(options.out or f"{str(source).rstrip('/')}_selected")
     with lease.hold(out):

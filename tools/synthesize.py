@@ -25,7 +25,7 @@ class Options(Sampling, PlanPolicy):
     """What to generate, with which model, and where to."""
 
     ratio: float = 0.4
-    """Share of the real training images kept (0-1)."""
+    """Share of the real training images kept (above 0, up to 1)."""
     run: str = ""
     """Run folder or bundled model (default: the newest in runs/, else the bundled one)."""
     data: str = ""
@@ -100,6 +100,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     name = synthesize.folder_name(data, kind="pidm", ratio=options.ratio, seed=options.seed)
     out = Path(options.out or f"data/{name}")
+    if not len(work.recipes) and not options.import_from:
+        raise UserError(
+            f"nothing to generate beside {len(work.real):,} images kept; add --per-image 1, or "
+            f"--fill-to with a number above {len(work.real)}"
+        )
     left_out = list(work.broken)
     contents = leaks.read_contents(data)
     leaks.refuse_overlap(contents, data)
@@ -130,7 +135,12 @@ def _generate(
     with lease.hold(out, shard):
         todo = start(work, generator, out, shard=shard, copy=copy)
         done = render_rest(todo, work, generator, out, shard=shard, label="synthesize")
-    print(f"{out}: {done:,} images generated, part {shard[0]} of {shard[1]} is complete. Next:")
+    part = f"part {shard[0]} of {shard[1]}"
+    if todo:
+        print(f"{out}: {done:,} images generated, {part} is complete. Next:")
+    else:
+        planned = len(work.recipes[shard[0] - 1 :: shard[1]])
+        print(f"{out}: {part} was complete already ({planned:,} images). Next:")
     print(_next(work, out))
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pidm_core import DONE, SKIPPED, UserError, parse, run
+from pidm_core import DONE, SKIPPED, UserError, parse, run, to_dict
+from pidm_core.options import narrowed
 from pidm_reid.config import StudentConfig
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ class Options(StudentConfig):
     seed: int = 0
     """Seed of the initial weights and the order."""
     out: str = ""
-    """File for the final weights (.safetensors); those of Standard go to OUT_standard beside, and
-    what lets the same command go on to OUT_unfinished. Without it nothing is kept."""
+    """File for the final weights (.safetensors); those of Standard go to OUT_standard beside,
+    settings and results to OUT.json, and what lets the same command go on to OUT_unfinished.
+    Without it nothing is kept."""
     dry_run: bool = False
     """Say what would be trained on and how long it would take here, and stop."""
 
@@ -43,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.out and not options.out.endswith(".safetensors"):
         raise UserError(f"out '{options.out}' does not end in .safetensors")
 
-    from pidm_reid import finetune, folder, weights
+    from pidm_core.progress import duration
+    from pidm_reid import finetune, folder, outcome, weights
 
     augmented = folder.read_augmented(options.augmented)
     finetune.check_batch(len(augmented.real), options)
@@ -53,42 +56,70 @@ def main(argv: list[str] | None = None) -> int:
             "synthesize command makes them",
             file=sys.stderr,
         )
-    passes = (options.standard.steps + options.finetune.steps) * options.batch_size
-    if options.dry_run:
-        hours = passes / finetune.measure_speed(options) / 3600
-        print(f"{len(augmented.real):,} real, {len(augmented.synthetic):,} generated images")
-        print(f"{passes:,} training image passes, about {hours:.1f} hours here")
-        return DONE
+    code = SKIPPED if augmented.missing else DONE
     test = finetune.read_test(options.augmented)
-    print(f"{passes:,} training image passes; --dry-run says how long they take here", flush=True)
     real = [augmented.train_folder / name for name in augmented.real]
     synthetic = [augmented.train_folder / name for name in augmented.synthetic]
+    final, asked, results = Path(options.out), dict[str, Any](), {}
+    if options.out:
+        asked = {
+            **to_dict(narrowed(StudentConfig, options)),
+            "seed": options.seed,
+            "first weights": weights.describe_weights(options.weights),
+            "real": outcome.contents(real),
+            "generated": outcome.contents(synthetic),
+            "query": outcome.contents(record.path for record in test.query),
+            "gallery": outcome.contents(record.path for record in test.gallery),
+        }
+        del asked["workers"]  # which change nothing
+        results = outcome.read_outcome(final, asked)
+    if len(results) == 2 and final.is_file():
+        for name, ranking in results.items():
+            print(f"{name}\n{_lines(ranking)}")
+        print(f"{final}: trained already")
+        return code
+    passes = (options.standard.steps + options.finetune.steps) * options.batch_size
+    if options.dry_run:
+        time = duration(passes / finetune.measure_speed(options))
+        print(f"{len(real):,} real, {len(synthetic):,} generated images")
+        print(f"{passes:,} training image passes, about {time} here")
+        return DONE
+    print(f"{passes:,} training image passes; --dry-run says how long they take here", flush=True)
+    if options.out:
+        outcome.write_outcome(final, asked, results)
     state, kept = None, []
     for name, stage, added, suffix in (
         ("Standard", options.standard, [], "_standard"),
         ("fine-tuned", options.finetune, synthetic, ""),
     ):
-        out = Path(options.out).with_stem(Path(options.out).stem + suffix) if options.out else None
+        out = final.with_stem(final.stem + suffix) if options.out else None
         if out:
             kept.append(out.with_stem(f"{out.stem}_unfinished"))
         items = finetune.train_list(real, added)
         print(f"{name}: {len(items):,} images, {stage.steps:,} iterations", flush=True)
-        state, result = finetune.train_and_test(
-            items, test, config=options, stage=stage, seed=options.seed, start=state,
-            keep=kept[-1] if kept else None, label=name,
-        )  # fmt: skip
-        print(f"{result.ranking.lines()}\n{_remarks(result.ranking)}")
+        try:
+            state, result = finetune.train_and_test(
+                items, test, config=options, stage=stage, seed=options.seed, start=state,
+                keep=kept[-1] if kept else None, label=name,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            if out:
+                raise
+            raise KeyboardInterrupt("without --out FILE.safetensors nothing is kept") from None
+        print(_lines(result.ranking))
+        results[name] = result.ranking
         if out:
             weights.save_state(out, state)
+            outcome.write_outcome(final, asked, results)
     for path in kept:
         path.unlink(missing_ok=True)
     where = f"-> {options.out}. " if options.out else ""
     print(f"{where}What it was trained on: python tools/report.py {options.augmented}")
-    return SKIPPED if augmented.missing else DONE
+    return code
 
 
-def _remarks(ranking: Ranking) -> str:
-    text = f"{ranking.queries:,} queries, {ranking.gallery:,} gallery images"
+def _lines(ranking: Ranking) -> str:
+    text = f"{ranking.lines()}\n{ranking.queries:,} queries, {ranking.gallery:,} gallery images"
     if ranking.unmatched:
         text += f"; {ranking.unmatched:,} queries have no match and count in no figure"
     return text

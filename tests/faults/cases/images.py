@@ -296,7 +296,7 @@ FOLDERS = (
     Case("dangling link and folder among images", _strays, reading("market", "."), DONE,
          "8 images"),
     Case("a name without a person", MARKET | {f"{TRAIN}/holiday.jpg": JPEG},
-         reading("market", "."), BAD_DATA, "not of the form"),
+         reading("market", "."), BAD_DATA, "must begin with person and camera"),
     Case("DukeMTMC by its folder", {"DukeMTMC-reID/bounding_box_train/0001_c1_f1.jpg": JPEG},
          reading("market", "DukeMTMC-reID"), BAD_DATA, "withdrawn"),
     Case("DukeMTMC by its names", {"x/bounding_box_train/0001_c2_f0046182.jpg": JPEG},

@@ -153,7 +153,7 @@ FLAGS = (
     synthesize("too many images", "--per-image", "10000", says="the limit is 9,999"),
     synthesize("no such model", says="no trained model there", code=BAD_DATA),
     synthesize("no such keypoints", "--keypoints", "none.csv", says="no such file", code=BAD_DATA),
-    synthesize("no such data", "--data", "none", says="no folder 'bounding_box_train'",
+    synthesize("no such data", "--data", "none", says="no such folder",
                code=BAD_DATA),
     flags("output is the data set", *IMPORT, "--out", "market", says="is the data set itself"),
     Case("flags: output holds something else", _occupied, (*IMPORT, "--out", "out"), USAGE,

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from pidm_core.options import to_dict as to_dict
     from pidm_core.pipeline import PIDMPipeline as PIDMPipeline
     from pidm_core.pose import skeleton as skeleton
+    from pidm_core.progress import duration as duration
     from pidm_core.progress import track as track
     from pidm_core.seen import Seen as Seen
     from pidm_core.seen import content_key as content_key
@@ -127,6 +128,7 @@ _HOME = {
     "stop_after": "files",
     "to_dict": "options",
     "toy_market": "",
+    "duration": "progress",
     "track": "progress",
     "train": "",
     "without_seed": "image_names",

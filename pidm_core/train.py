@@ -470,7 +470,8 @@ def _open_run(
         if differences:
             raise UserError(
                 f"{run}: holds a run with other settings ({'; '.join(differences[:5])}); "
-                "give another --out, or the old settings"
+                "give another --out (and --train.init with this folder to go on from its model), "
+                "or the old settings"
             )
     for name, value in notes.items():
         write_json(run / name, value)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pidm_core import UserError, read_json, read_keypoints, save_config
+from pidm_core import UserError, duration, read_json, read_keypoints, save_config
 from pidm_reid import folder, lease, plan
 from pidm_reid.bench import CANDIDATES, Bench, refuse_changes
 from pidm_reid.config import ReidTable
@@ -125,7 +125,8 @@ def _check_batch(bench: Bench, cell: Cell) -> None:
     if row.train == "augmented" and row.source != "images" and table.policy.half_real:
         finetune.check_halves(len(work.real), len(work.recipes), table.student.batch_size)
     whole = table.policy.start == "scratch" and row.train != "real"
-    finetune.check_batch(len(work.real) + len(work.recipes) * whole, table.student)
+    what = f"training images of {cell.row}, {per_cent(cell.ratio)}, seed {cell.seed},"
+    finetune.check_batch(len(work.real) + len(work.recipes) * whole, table.student, what)
 
 
 def draw_sheet(table: ReidTable) -> Path | None:
@@ -201,10 +202,10 @@ def outlook(table: ReidTable) -> list[str]:
             f"seed {cell.seed}  {len(work.real):,} real + {synthetic:,} synthetic images, "
             f"{stage.steps:,} steps"
         )
-    hours = passes / 3600 / finetune.measure_speed(table.student) if passes else 0.0
+    hours = duration(passes / finetune.measure_speed(table.student) if passes else 0.0)
     return [
         *lines,
-        f"in all {passes:,} ResNet50 training image passes, about {hours:.1f} hours here, besides "
+        f"in all {passes:,} ResNet50 training image passes, about {hours} here, besides "
         f"{images:,} images to generate and the strict generators; "
         f"{mebibytes + UNFINISHED_MIB * bool(passes):,.0f} MiB",
     ]

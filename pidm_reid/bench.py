@@ -260,6 +260,11 @@ class Bench:
         saw = self._refuse_unless_strict(run, work, run)
         return generators.pidm(run, sampling=table.sample, saw=saw)
 
+    def is_decided(self, cell: Cell) -> bool:
+        """Whether the generator that decides a cell is there; PIDM-paper's may be trained later."""
+        paper = self.rows[cell.row].source == "paper"
+        return not paper or generators.is_trained(self.of(cell).paper_run)
+
     def _refuse_unless_strict(self, model: str, work: Work, what: str) -> str:
         saw = self._saw(model, work)
         if saw not in ("drawn people", *STRICT):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -58,7 +58,7 @@ def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
     What another process does of the same table comes last, and is waited for.
     """
     bench = Bench(table)
-    todo = _configurations(bench)
+    todo = _configurations(bench, cells(table))
     save_config(table, Path(table.results) / table.name / CONFIG)
     left: dict[Path, list[Cell]] = {}  # by ratio and seed, whose rows build on one another
     for cell in todo:
@@ -84,12 +84,12 @@ def run_table(table: ReidTable) -> Iterator[tuple[Cell, dict[str, Any], bool]]:
             time.sleep(LOOK_S)
 
 
-def _configurations(bench: Bench) -> dict[Cell, dict[str, Any]]:
+def _configurations(bench: Bench, asked: Iterable[Cell]) -> dict[Cell, dict[str, Any]]:
     """What decides each cell; UserError, before hours of the others, for what would stop one."""
     from pidm_reid import scoring
 
     table = bench.table
-    todo = {cell: bench.of(cell).configuration(cell) for cell in cells(table)}
+    todo = {cell: bench.of(cell).configuration(cell) for cell in asked}
     for cell, configuration in todo.items():
         if (path := cell.path(table)).is_file():
             refuse_changes(path, read_json(path)["configuration"], configuration)
@@ -165,7 +165,7 @@ def outlook(table: ReidTable) -> list[str]:
     from pidm_reid import finetune
 
     benches = Bench(table)
-    _configurations(benches)
+    _configurations(benches, filter(benches.is_decided, cells(table)))
     lines, passes, images, mebibytes = [], 0, 0, 0.0
     shared: set[Path] = set()  # what several cells use is made once
     begun: set[Path] = set()  # Standard's weights that are counted
@@ -177,6 +177,7 @@ def outlook(table: ReidTable) -> list[str]:
         done = cell.path(table).is_file()
         synthetic = len(work.recipes) if row.train == "augmented" else 0
         if not done:
+            _check_batch(bench, cell)
             passes += stage.steps * student.batch_size
             first = bench.standard_path(cell)
             if row.train == "real":

@@ -27,6 +27,17 @@ def newest_run(runs: Path = Path("runs")) -> str:
     return BUNDLED
 
 
+def is_trained(run: str) -> bool:
+    """Whether a model can be read from a run folder or bundled model."""
+    from pidm_core import PIDMPipeline
+
+    try:
+        PIDMPipeline.from_pretrained(run)
+    except UserError:
+        return False
+    return True
+
+
 def pidm(run: str, *, sampling: Sampling, saw: str = "unknown", mark: bool = True) -> Generator:
     """PIDM as a generator: a run folder or bundled model, its sampling, what it was trained on."""
     from pidm_core import PIDMPipeline

@@ -252,8 +252,9 @@ def test_a_standard_that_is_no_row_is_counted_where_it_is_not_there(
 
 def test_too_few_images_for_a_batch_stop_the_table_before_its_first_cell(table: ReidTable) -> None:
     table = dataclasses.replace(table, ratios=(0.5, 0.2))
+    words = "7 training images of Standard, 20%, seed 0, are fewer than one batch of 12"
     for start in (lambda: next(run_table(table)), lambda: outlook(table)):
-        with pytest.raises(UserError, match="7 training images of Standard, 20%, seed 0, are fewer than one batch of 12"):
+        with pytest.raises(UserError, match=words):
             start()
     scratch = FinetunePolicy(start="scratch")  # where no Standard is needed
     assert outlook(dataclasses.replace(table, rows=(SAME_STEPS, PAPER), policy=scratch))

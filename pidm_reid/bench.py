@@ -68,6 +68,7 @@ class Bench:
         self.paper = functools.cache(self._paper)
         self.init = functools.cache(self._init)
         self.changed = functools.cache(self._changed)
+        self.is_trained = functools.cache(generators.is_trained)
 
     def of(self, cell: Cell) -> Bench:
         """The bench of a cell: this one, or that of the changed setting of its row."""
@@ -132,7 +133,7 @@ class Bench:
         work = self.work(cell)
         ratio = min(1.0, (len(work.real) + len(work.recipes)) / work.split["full_images"])
         request = Request(Path(self.table.data), self.keypoints, ratio, cell.seed, per_image=1)
-        known, people = ({getattr(r, key) for r in work.real} for key in ("name", "pid"))
+        known, people = {r.name for r in work.real}, {r.pid for r in work.real}
         more = [r for r in prepare(request).real if r.name not in known]
         return [r.path for r in more if r.pid in people]  # one image of a person may be broken
 
@@ -263,7 +264,7 @@ class Bench:
     def is_decided(self, cell: Cell) -> bool:
         """Whether the generator that decides a cell is there; PIDM-paper's may be trained later."""
         paper = self.rows[cell.row].source == "paper"
-        return not paper or generators.is_trained(self.of(cell).paper_run)
+        return not paper or self.is_trained(self.of(cell).paper_run)
 
     def _refuse_unless_strict(self, model: str, work: Work, what: str) -> str:
         saw = self._saw(model, work)
@@ -461,8 +462,8 @@ class Bench:
             if there.is_file():
                 old = read_json(there)
                 refuse_changes(there, old["configuration"], configuration)
-                digest = "standard" if "standard" in old else "mAP"  # of 0.1.0
-                if self.run(standard, configuration)[digest] != old[digest]:
+                told_by = "standard" if "standard" in old else "mAP"  # as results had no digest
+                if self.run(standard, configuration)[told_by] != old[told_by]:
                     log.warning(
                         "%s: its weights were not on this machine, and trained anew it is another "
                         "network; rows made from now on begin with that one, which the table says",

@@ -11,13 +11,14 @@ import numpy as np
 
 from pidm_core import BAD_DATA, UserError, read_json, sha256, write_json
 from pidm_reid.folder import differences
+from pidm_reid.plan import fingerprint
 from pidm_reid.retrieval import Ranking
 
 
 def contents(paths: Iterable[Path]) -> str:
     """How many files these are, and a short hash of their names and of what is in them."""
-    files = sorted((path.name, sha256(path)) for path in paths)
-    return f"{len(files):,} images, {sha256(repr(files).encode())[:8]}"
+    files = {path.name: sha256(path) for path in paths}
+    return f"{len(files):,} images, {fingerprint(files)[:8]}"
 
 
 def read_outcome(out: Path, asked: Mapping[str, Any]) -> dict[str, Ranking]:

@@ -334,6 +334,8 @@ def take_over(todo: Sequence[Recipe], generator: Generator, out: Path, other: Pa
 
 def _times_made(todo: Sequence[Recipe], out: Path) -> dict[str, int]:
     """How often images that are to be made were made before, by their file names."""
+    if not len(todo):
+        return {}  # of a finished folder, whose ledger may be long
     planned = todo.index_of if isinstance(todo, Recipes) else {r.file_name: 0 for r in todo}.get
     times: dict[str, int] = {}
     for entry in folder.ledger_entries(out / folder.MANIFEST):

@@ -79,7 +79,7 @@ ARROWS = {
         "strict": "folder synthesize",
         "pool": "folder generators plan synthesize",
         "dataset": "folder compat pool",
-        "unfinished": "weights", "outcome": "folder retrieval",
+        "unfinished": "weights", "outcome": "folder plan retrieval",
         "finetune":
             "dataset folder plan pool retrieval compat small_maps unfinished weights config",
         "identity": "config finetune plan retrieval weights",

@@ -32,6 +32,9 @@ from pidm_reid.rows import Cell
 ROOT = Path(__file__).parents[1]
 
 
+SMALL = ["--height", 32, "--width", 16, "--batch-size", 12, "--weights", "none"]
+
+
 def tool(name: str) -> ModuleType:
     """The module tools/NAME.py."""
     return importlib.import_module(f"tools.{name}")
@@ -242,7 +245,7 @@ def test_train_reid_prints_both_results(
     market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     render_all(planned(market), tmp_path / "made")
-    small: list[Any] = ["--height", 32, "--width", 16, "--batch-size", 12, "--weights", "none"]
+    small: list[Any] = [*SMALL]
     short = ["--standard.steps", 1, "--finetune.steps", 1, "--out", "w.safetensors"]
     assert call("train_reid", "--augmented", "made", *small, *short, "--dry-run") == DONE
     printed = capsys.readouterr().out
@@ -268,7 +271,7 @@ def test_images_that_are_not_generated_yet_are_said(
     market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     render_all(planned(market), tmp_path / "made", shard=(1, 2))
-    small: list[Any] = ["--height", 32, "--width", 16, "--batch-size", 12, "--weights", "none"]
+    small: list[Any] = [*SMALL]
     short = ["--standard.steps", 1, "--finetune.steps", 1]
     assert call("train_reid", "--augmented", "made", *small, *short) == SKIPPED
     assert "left out: 9 planned images are not generated yet" in capsys.readouterr().err
@@ -279,7 +282,7 @@ def test_an_interrupted_train_reid_goes_on(
     market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     render_all(planned(market), tmp_path / "made")
-    flags: list[Any] = ["--height", 32, "--width", 16, "--batch-size", 12, "--weights", "none"]
+    flags: list[Any] = [*SMALL]
     flags += ["--standard.steps", 1, "--finetune.steps", 2, "--augmented", "made"]
     assert call("train_reid", *flags, "--out", "whole.safetensors") == DONE
     monkeypatch.setattr(unfinished, "EVERY_S", 0.0)
@@ -309,7 +312,7 @@ def test_a_finished_train_reid_prints_its_results_again_and_refuses_others(
     market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     render_all(planned(market), tmp_path / "made", shard=(1, 2))
-    flags: list[Any] = ["--height", 32, "--width", 16, "--batch-size", 12, "--weights", "none"]
+    flags: list[Any] = [*SMALL]
     flags += ["--standard.steps", 1, "--finetune.steps", 1, "--augmented", "made"]
     flags += ["--out", "w.safetensors"]
     assert call("train_reid", *flags) == SKIPPED

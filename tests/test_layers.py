@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -277,6 +278,19 @@ def test_silu_of_the_norm_and_its_gradients_are_torchs(
         assert reference.grad is not None
         error = (leaf.grad.double() - reference.grad).norm() / reference.grad.norm()
         assert error < TOLERANCE[dtype]
+
+
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bfloat16 here"
+)
+@pytest.mark.parametrize(("name", "function"), [("swish", F.silu), ("sigmoid", torch.sigmoid)])
+def test_a_function_of_a_large_map_is_torchs_to_the_bit(
+    name: str, function: Callable[[Tensor], Tensor]
+) -> None:
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
+    x = every[every.isfinite()].view(1, -1, 1, 64).permute(0, 3, 1, 2)  # 1,020 positions
+    assert layers._large(x)
+    torch.testing.assert_close(layers._each(x, name), function(x), rtol=0, atol=1e-35)
 
 
 def test_only_training_loses_values() -> None:

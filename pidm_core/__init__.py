@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pidm_core.files import TERMINATED as TERMINATED
     from pidm_core.files import USAGE as USAGE
     from pidm_core.files import UserError as UserError
+    from pidm_core.files import check_outputs as check_outputs
     from pidm_core.files import decode_image as decode_image
     from pidm_core.files import encode_jpeg as encode_jpeg
     from pidm_core.files import encode_png as encode_png
@@ -91,6 +92,7 @@ _HOME = {
     "USAGE": "files",
     "UserError": "files",
     "check_frame": "data",
+    "check_outputs": "files",
     "content_key": "seen",
     "decode_image": "files",
     "encode_jpeg": "files",

@@ -330,7 +330,7 @@ def open_image(path: str | Path, *, like: str | Path = "") -> np.ndarray:
 
     like: a file of the data set over which a mask was drawn, which is cut as that is.
     """
-    image = load_image(path)
+    image = load_image(path, ground=0 if like else 255)  # what a mask leaves clear is not marked
     if like and image.shape != load_image(like).shape:  # drawn over what is shown
         return image
     return _fashion_image(Path(like or path))(image, NOBODY)[0]
@@ -345,10 +345,11 @@ def open_joints(path: str | Path, keypoints: str | Path = "") -> np.ndarray:
     path = Path(path).absolute()
     if not (key := fashion_key(path.as_posix())):
         source = Path(keypoints or find_keypoints(path.parent.parent, path.parent.name))
-        table = read_keypoints(source)
-        if path.name not in table:
+        table, parts = read_keypoints(source), path.parts[1:]
+        endings = ("/".join(parts[k:]) for k in range(len(parts)))  # the longest first
+        if (found := next((name for name in endings if name in table), None)) is None:
             raise UserError(f"{source}: holds no joints of {path.name}", BAD_DATA)
-        return table[path.name]
+        return table[found]
     splits: tuple[Split, ...] = ("train", "test")
     beside = (_beside(path.parents[:_DEPTH], _FASHION_POSES, split) for split in splits)
     sources = [Path(keypoints)] if keypoints else [found for found in beside if found]

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pidm_core.checkpoint import find_model, load_model
+from pidm_core.checkpoint import checkpoints, find_model, load_model
 from pidm_core.config import DistillConfig, PIDMConfig, SampleConfig
 from pidm_core.diffusion import Denoise, Diffusion, ddim_step, turns
 from pidm_core.files import UserError, read_json
@@ -205,9 +205,10 @@ def distill(lesson: Lesson, run: Path) -> Iterator[Progress]:
     Raises UserError for a folder that holds another's student, or a training without a teacher.
     """
     path = run / FILE
-    if (run / "config.yaml").is_file():
+    if checkpoints(run) or (run / "model").is_dir():
         old = read_json(path) if path.is_file() else {}
-        if changed := [k for k, value in lesson.note.items() if old.get(k) != value]:
+        same = [name for name in lesson.note if name != "teacher"]  # the weights tell, not the path
+        if changed := [k for k in same if old.get(k) != lesson.note[k]]:
             named = {"steps": "teacher_steps"}
             differences = (
                 f"{named.get(k, k)} was {old.get(k)}, is {lesson.note[k]}" for k in changed

@@ -62,13 +62,21 @@ class UserError(Exception):
 # ---------------------------------------------------------------- images
 
 
-def load_image(path: str | Path) -> np.ndarray:
+def check_outputs(*files: str) -> None:
+    """UserError for a file to write, given, where a folder is: before the work, not after it."""
+    for file in files:
+        if file and Path(file).is_dir():
+            raise UserError(f"{file}: is a folder; give a file to write")
+
+
+def load_image(path: str | Path, *, ground: int = 255) -> np.ndarray:
     """Read an image file as uint8 (H, W, 3) RGB.
 
-    First frame only; EXIF rotation applied; alpha over white; 16-bit and float scaled to 8 bit.
+    First frame only; EXIF rotation applied; alpha over white, or over the grey level `ground`;
+    16-bit and float scaled to 8 bit.
     Raises UserError (BAD_DATA) for anything that is not a whole image of a reasonable size.
     """
-    return decode_image(read_image_file(path), str(path))
+    return decode_image(read_image_file(path), str(path), ground=ground)
 
 
 def read_image_file(path: str | Path) -> bytes:
@@ -81,7 +89,7 @@ def read_image_file(path: str | Path) -> bytes:
     return path.read_bytes()
 
 
-def decode_image(data: bytes, name: str) -> np.ndarray:
+def decode_image(data: bytes, name: str, *, ground: int = 255) -> np.ndarray:
     """Decode the bytes of an image file as `load_image` does; `name` is for the message."""
     from PIL import Image
 
@@ -91,7 +99,7 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(image.size, name)
                 image.load()
-                return to_pixels(image)
+                return to_pixels(image, ground=ground)
     except UserError:
         raise
     except Exception as error:  # Pillow raises a dozen kinds on broken bytes
@@ -100,14 +108,14 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         raise UserError(f"{name}: {why}; replace or remove it", BAD_DATA) from error
 
 
-def to_pixels(image: Image.Image) -> np.ndarray:
+def to_pixels(image: Image.Image, *, ground: int = 255) -> np.ndarray:
     """uint8 (H, W, 3) RGB of an opened image, as `load_image` makes it.
 
     Raises ValueError for grey levels of an unknown scale.
     """
     import numpy as np
 
-    return np.asarray(_to_rgb(_upright(image)), dtype=np.uint8)
+    return np.asarray(_to_rgb(_upright(image), ground), dtype=np.uint8)
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:
@@ -130,7 +138,7 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, ground: int) -> Image.Image:
     import numpy as np
     from PIL import Image
 
@@ -144,8 +152,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             raise ValueError(f"grey levels {low:g} to {high:g}, of an unknown scale")
         return Image.fromarray((values / top * 255.0).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        behind = Image.new("RGBA", image.size, (ground, ground, ground, 255))
+        return Image.alpha_composite(behind, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
 
 
@@ -329,8 +337,13 @@ def sha256(data: bytes | Path | Iterator[bytes]) -> str:
 # ---------------------------------------------------------------- tools
 
 
-def run(main: Callable[[list[str] | None], int]) -> NoReturn:
-    """Run a tool's main and leave with its exit code; errors become one line, --debug shows all."""
+def run(
+    main: Callable[[list[str] | None], int], *, again: str = "the same command goes on"
+) -> NoReturn:
+    """Run a tool's main and leave with its exit code; errors become one line, --debug shows all.
+
+    again: what an interruption says where `main` does not.
+    """
     debug = "--debug" in sys.argv
 
     def terminate(signum: int, frame: object) -> NoReturn:
@@ -343,7 +356,7 @@ def run(main: Callable[[list[str] | None], int]) -> NoReturn:
     except UserError as error:
         code = _complain(str(error), error.code, debug)
     except KeyboardInterrupt as error:
-        said = f"interrupted; {str(error) or 'the same command goes on'}"
+        said = f"interrupted; {str(error) or again}"
         code = _complain(said, INTERRUPTED, debug)
     except BrokenPipeError:
         code = DONE  # `| head` is no error

@@ -71,11 +71,11 @@ def convert(
     """Write the run folder (config.yaml, model/) of the authors' checkpoint.
 
     size: height and width that it was trained on. A dry run reads and checks, and writes nothing.
-    Raises UserError for a folder that holds a training run, and (BAD_DATA) for any other file than
+    Raises UserError for a folder that holds a run or model, and (BAD_DATA) for any other file than
     the authors' checkpoint.
     """
-    if (run / "checkpoints").is_dir():
-        raise UserError(f"{run}: holds a training run; give another --out")
+    if there := [name for name in ("checkpoints", "model", "config.yaml") if (run / name).exists()]:
+        raise UserError(f"{run}: holds a training run or model ({there[0]}); give another --out")
     part, state, other_parts = read_checkpoint(checkpoint)
     config = PIDMConfig(data="data/deepfashion", model=structure(state, size), sample=SAMPLE)
     model = from_state_dict(state, config.model, name=str(checkpoint))

@@ -6,6 +6,7 @@ trained on them.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from pidm_core.files import (
     write_bytes,
     write_json,
 )
-from pidm_core.keypoints import rescale, write_keypoints
+from pidm_core.keypoints import NOBODY, rescale, write_keypoints
 from pidm_core.pipeline import PIDMPipeline
 from pidm_core.progress import track
 
@@ -33,7 +34,8 @@ MANIFEST = "pairs.json"
 def choose_pairs(people: People, count: int = 0) -> np.ndarray:
     """`count` pairs of the data set (0 = all), always the same: int (N, 2), source and target.
 
-    Raises UserError (BAD_DATA) if there is none, or a chosen target has no joints.
+    Raises UserError (BAD_DATA) if there is none, a chosen target has no joints, or two chosen
+    images would have one name in a flat folder.
     """
     pairs = people.pairs
     if pairs is None:
@@ -49,6 +51,11 @@ def choose_pairs(people: People, count: int = 0) -> np.ndarray:
             f"{len(poseless)} targets of the pair list have no joints, such as {poseless[0]}",
             BAD_DATA,
         )
+    stems: dict[str, int] = {}
+    for index in np.unique(pairs):
+        if (other := stems.setdefault(_stem(people, index), index)) != index:
+            both = " and ".join(people.records[k].name for k in (other, index))
+            raise UserError(f"{both} would have one name beside each other; rename one", BAD_DATA)
     return np.asarray(pairs)
 
 
@@ -68,8 +75,7 @@ def write_images(people: People, indices: Iterable[int], out: Path) -> dict[str,
     for index in indices:
         name = f"{_stem(people, index)}.png"
         image, joints[name] = people.open(index)
-        if not (out / name).is_file():
-            write_bytes(out / name, encode_png(image))
+        write_bytes(out / name, encode_png(image))
     return joints
 
 
@@ -80,7 +86,7 @@ def draw_pairs(
 
     Writes out/<source>_2_<target>_vis.png at the target's size (bicubic, if the model draws
     another), with `_vis_1` and so on for further seeds. The same call goes on where it stopped.
-    Raises UserError if the folder holds images of other weights, settings or pairs.
+    Raises UserError if the folder holds images of other weights, settings, pairs or data.
     """
     _start(out, _manifest(pipe, people, pairs, seeds))
     todo = [
@@ -113,7 +119,8 @@ def copy_pairs(
     """
     chosen = [owner.records[answer].name for answer in answers]
     listed = {"pairs": _listed(people, pairs), "answers": chosen}
-    _start(out, {"role": "eval", "seeds": 1, "baseline": by, **listed})
+    data = _digest(people, np.unique(pairs))
+    _start(out, {"role": "eval", "seeds": 1, "baseline": by, **listed, "data": data})
     for pair, answer in zip(pairs, answers, strict=True):
         path = out / _name(people, pair, 0)
         if not path.is_file():
@@ -156,25 +163,38 @@ def nearest_poses(people: People, pairs: np.ndarray, train: People) -> np.ndarra
 
 def _manifest(pipe: PIDMPipeline, people: People, pairs: np.ndarray, seeds: int) -> dict[str, Any]:
     described = {key: pipe.describe()[key] for key in ("weights", "sample")}
-    return {"role": "eval", "seeds": seeds, **described, "pairs": _listed(people, pairs)}
+    listed = {"pairs": _listed(people, pairs), "data": _digest(people, np.unique(pairs))}
+    return {"role": "eval", "seeds": seeds, **described, **listed}
 
 
 def _listed(people: People, pairs: np.ndarray) -> list[list[str]]:
     return [[people.records[index].name for index in pair] for pair in pairs]
 
 
+def _digest(people: People, indices: Iterable[int]) -> str:
+    """SHA-256 of the files and joints of some images."""
+    digest = hashlib.sha256()
+    for index in indices:
+        record = people.records[index]
+        digest.update(hashlib.sha256(record.path.read_bytes()).digest())
+        digest.update(people.keypoints.get(record.name, NOBODY).tobytes())
+    return digest.hexdigest()
+
+
 def _start(out: Path, manifest: dict[str, Any]) -> None:
     path = out / MANIFEST
-    if not path.is_file():
-        if out.is_dir() and any(out.glob("*.png")):
-            raise UserError(f"{out}: holds images, but no {MANIFEST}; give another folder")
+    if not (out.is_dir() and any(out.glob("*.png"))):
         write_json(path, manifest)
         return
-    there = read_json(path)
+    if not path.is_file():
+        raise UserError(f"{out}: holds images, but no {MANIFEST}; give another folder")
+    there = {"data": manifest["data"], **read_json(path)}  # older folders noted none
     if changed := [key for key, value in manifest.items() if there.get(key) != value]:
+        old, new = there.get("sample", {}), manifest.get("sample", {})
+        told = ", ".join(f"{k} was {old[k]}, is {v}" for k, v in new.items() if old.get(k, v) != v)
         raise UserError(
-            f"{out}: its images were made with other {' and '.join(changed)}; remove the folder, "
-            "or give another"
+            f"{out}: its images were made with other {' and '.join(changed)}"
+            f"{told and f' ({told})'}; remove the folder, or give another"
         )
 
 

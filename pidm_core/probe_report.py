@@ -124,17 +124,14 @@ def probe_generator(
     """
     pipe = PIDMPipeline.from_pretrained(run)
     chosen = settings(pipe.settings, **sampling)
+    pipes = [pipe.with_settings(**asdict(setting)) for setting in chosen]  # bad ones, before all
     root = draw_people(Path(data))
     probe = make_probe(root, count=pairs, cache=Path(cache), seed=seed)
     size = probe.crowd.images.shape[1:3]
     log.info(_cost(len(probe.pairs), chosen))
     ours = [
-        Renderer(
-            str(setting),
-            at_size(pipe.with_settings(**asdict(setting)), size),
-            setting.evaluations,
-        )
-        for setting in chosen
+        Renderer(str(setting), at_size(one, size), setting.evaluations)
+        for setting, one in zip(chosen, pipes, strict=True)
     ]
     return measure(probe, [*ours, Renderer(ORACLE, oracle_render(root))], seed=seed)
 
@@ -142,7 +139,10 @@ def probe_generator(
 def outlook(run: str | Path, *, pairs: int, **asked: Any) -> str:
     """What `probe_generator` with the same arguments would cost."""
     sampling = {name: asked[name] for name in ("guidance", "steps", "w_p", "w_s")}
-    chosen = settings(PIDMPipeline.from_pretrained(run).settings, **sampling)
+    pipe = PIDMPipeline.from_pretrained(run)
+    chosen = settings(pipe.settings, **sampling)
+    for setting in chosen:
+        pipe.with_settings(**asdict(setting))
     text = _cost(pairs, chosen)
     judges = Path(asked["cache"])
     return text if judges.is_dir() else f"{text}; two judges are trained first, into {judges}"

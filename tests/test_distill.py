@@ -15,7 +15,15 @@ from safetensors.torch import load_file
 from tiny import TINY
 from torch import Tensor
 
-from pidm_core import PIDMConfig, PIDMPipeline, UserError, load_config, read_json, save_config
+from pidm_core import (
+    PIDMConfig,
+    PIDMPipeline,
+    UserError,
+    load_config,
+    read_json,
+    save_config,
+    write_json,
+)
 from pidm_core.checkpoint import save_model
 from pidm_core.config import DiffusionConfig, DistillConfig, Prediction, SampleConfig, TrainConfig
 from pidm_core.diffusion import Diffusion, ddim_step, guided, sample_images
@@ -237,11 +245,29 @@ def test_the_folder_of_another_teacher_or_training_is_refused(
     with pytest.raises(UserError, match=r"another teacher \(w_s was 1.5, is 1.2\)"):
         next(distill(prepare(other), tmp_path / "student"))
     save_config(prepare(config).run, tmp_path / "plain" / "config.yaml")
-    with pytest.raises(UserError, match="teacher was None, is "):
+    (tmp_path / "plain" / "model").mkdir()
+    with pytest.raises(UserError, match="weights was None, is "):
         next(distill(prepare(config), tmp_path / "plain"))
     assert not (tmp_path / "plain" / "student.json").exists()
     with pytest.raises(UserError, match="teacher_steps was 1, is 2"):
         next(distill(prepare(dataclasses.replace(config, teacher_steps=2)), tmp_path / "student"))
+
+
+def test_a_folder_in_which_nothing_was_trained_takes_other_settings(
+    config: DistillConfig, tmp_path: Path
+) -> None:
+    lesson = prepare(config)
+    save_config(lesson.run, tmp_path / "config.yaml")
+    write_json(tmp_path / "student.json", lesson.note)
+    next(distill(prepare(dataclasses.replace(config, teacher_steps=2)), tmp_path))
+    assert read_json(tmp_path / "student.json")["steps"] == 2
+
+
+def test_the_weights_tell_a_teacher_not_its_path(config: DistillConfig, tmp_path: Path) -> None:
+    finish(config, tmp_path / "student")
+    lesson = prepare(config)
+    elsewhere = {**lesson.note, "teacher": f"./{lesson.note['teacher']}"}
+    list(distill(dataclasses.replace(lesson, note=elsewhere), tmp_path / "student"))
 
 
 def test_a_refused_folder_stays_as_it_was(config: DistillConfig, tmp_path: Path) -> None:

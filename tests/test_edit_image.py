@@ -10,7 +10,14 @@ import pytest
 from PIL import Image
 from tiny import save_tiny
 
-from pidm_core import PIDMPipeline, UserError, load_image, read_keypoints, rescale
+from pidm_core import (
+    PIDMPipeline,
+    UserError,
+    load_image,
+    read_keypoints,
+    rescale,
+    write_keypoints,
+)
 from pidm_core.files import BAD_DATA, encode_png
 from pidm_core.garments import garment_mask
 from tools.edit_image import main
@@ -50,11 +57,47 @@ def test_an_edit_keeps_what_lies_outside_the_garment(
     )
     assert np.array_equal(edited[~mask], kept[~mask])
     assert (edited[mask] != kept[mask]).any(1).mean() > 0.9
-    white = tmp_path / "mask.png"
-    white.write_bytes(encode_png(np.zeros((32, 16, 3), dtype=np.uint8)))
-    main(["appearance", *common, "--steps", "2", "--mask", str(white), "--out", str(out)])
-    _, kept, edited = shown(out)
-    assert np.array_equal(kept, edited)
+    marked = np.zeros((32, 16), dtype=np.uint8)
+    marked[8:16] = 255
+    drawn, clear = tmp_path / "mask.png", tmp_path / "clear.png"
+    Image.fromarray(marked).save(drawn)
+    opaque = np.dstack([np.full((32, 16, 3), 255, dtype=np.uint8), marked])
+    Image.fromarray(opaque, "RGBA").save(clear)  # white on nothing, as painting programs leave it
+    for mask in (drawn, clear):
+        main(["appearance", *common, "--steps", "2", "--mask", str(mask), "--out", str(out)])
+        _, kept, edited = shown(out)
+        assert np.array_equal(kept[marked == 0], edited[marked == 0])
+        assert not np.array_equal(kept, edited)
+    Image.fromarray(marked // 255).save(drawn)  # labels 0 and 1
+    with pytest.raises(UserError, match="marks nothing to redraw"):
+        main(["appearance", *common, "--mask", str(drawn), "--out", str(out)])
+
+
+@pytest.mark.parametrize("flag", ["style", "reference", "mask"])
+def test_no_picture_given_is_overwritten(
+    flag: str, model: str, people: tuple[str, str, str], tmp_path: Path
+) -> None:
+    own = tmp_path / "own.png"
+    own.write_bytes(encode_png(load_image(people[0])))
+    named = {"style": people[0], "reference": people[1], "keypoints": people[2], flag: str(own)}
+    given = [word for name, path in named.items() for word in (f"--{name}", path)]
+    with pytest.raises(UserError, match=f"is --{flag}, which would be lost"):
+        main(["appearance", "--run", model, *given, "--out", f"{tmp_path}/./own.png"])
+    assert np.array_equal(load_image(own), load_image(people[0]))
+
+
+@pytest.mark.parametrize(("factor", "said"), [(4, "lie outside it"), (np.nan, "has no joints")])
+def test_joints_of_another_frame_are_refused(
+    factor: float, said: str, model: str, people: tuple[str, str, str], tmp_path: Path
+) -> None:
+    style, pose, table = people
+    joints = read_keypoints(table)[Path(pose).name] * factor
+    if np.isnan(factor):
+        joints[:] = np.nan
+    write_keypoints(tmp_path / "other.csv", {Path(pose).name: joints})
+    given = ["--style", style, "--pose", pose, "--keypoints", str(tmp_path / "other.csv")]
+    with pytest.raises(UserError, match=said):
+        main(["draw", "--run", model, *given, "--out", str(tmp_path / "out.png")])
 
 
 def test_an_interpolation_shows_its_ends_and_frames(

@@ -276,10 +276,11 @@ def test_the_tool_makes_a_run_folder(
 
 def test_a_training_run_is_not_overwritten(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "last.pt", TINY)
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(UserError, match="holds a training run") as caught:
-        convert("--checkpoint", path, "--out", tmp_path / "run")
-    assert caught.value.code == USAGE
+    for part in ("checkpoints", "model"):
+        (tmp_path / part / part).mkdir(parents=True)
+        with pytest.raises(UserError, match="holds a training run or model") as caught:
+            convert("--checkpoint", path, "--out", tmp_path / part)
+        assert caught.value.code == USAGE
 
 
 PAYLOADS = {

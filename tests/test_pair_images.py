@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 from tiny import save_tiny
 
-from pidm_core import PIDMPipeline, UserError, load_image, read_json, read_keypoints
+from pidm_core import PIDMPipeline, UserError, load_image, read_json, read_keypoints, write_json
 from pidm_core.data import Record
 from pidm_core.datasets import People, read_people
 from pidm_core.evaluation import read_pictures
@@ -91,8 +92,48 @@ def test_seeds_give_different_images_and_a_second_call_goes_on(
     assert {path.name: path.read_bytes() for path in out.glob("*.png")} == before
     conditions = {p.condition for p in read_pictures(out, out)}
     assert len(conditions) == 3
-    with pytest.raises(UserError, match="made with other sample;"):
+    with pytest.raises(UserError, match=r"made with other sample \(steps was 2, is 3\);"):
         sum(draw_pairs(pipe.with_settings(steps=3), nested, pairs, out, seeds=2))
+
+
+def test_other_pixels_or_joints_under_the_same_names_are_refused(
+    model: str, nested: People, tmp_path: Path
+) -> None:
+    pairs, out, pipe = choose_pairs(nested), tmp_path / "out", PIDMPipeline.from_pretrained(model)
+    list(draw_pairs(pipe, nested, pairs, out))
+    moved = {name: joints + 1 for name, joints in nested.keypoints.items()}
+    with pytest.raises(UserError, match="made with other data"):
+        list(draw_pairs(pipe, replace(nested, keypoints=moved), pairs, out))
+    path = nested.records[0].path
+    path.write_bytes(encode_png(255 - load_image(path)))
+    with pytest.raises(UserError, match="made with other data"):
+        list(draw_pairs(pipe, nested, pairs, out))
+    older = {key: value for key, value in read_json(out / "pairs.json").items() if key != "data"}
+    write_json(out / "pairs.json", older)
+    list(draw_pairs(pipe, nested, pairs, out))
+    write_truth(nested, pairs, tmp_path)
+    path.write_bytes(encode_png(255 - load_image(path)))
+    write_truth(nested, pairs, tmp_path)
+    shown = load_image(tmp_path / "sources" / "WOMEN--id_1--front.png")
+    assert np.array_equal(shown, load_image(path)[:, 5:25])
+
+
+def test_settings_may_change_until_an_image_is_drawn(
+    model: str, nested: People, tmp_path: Path
+) -> None:
+    pairs, pipe = choose_pairs(nested), PIDMPipeline.from_pretrained(model)
+    list(draw_pairs(pipe, nested, pairs, tmp_path))
+    for image in tmp_path.glob("*.png"):
+        image.unlink()
+    assert list(draw_pairs(pipe.with_settings(batch_size=2), nested, pairs, tmp_path)) == [2, 1]
+
+
+def test_two_images_of_one_name_in_a_flat_folder_are_refused(nested: People) -> None:
+    records = list(nested.records)
+    records[1] = replace(records[0], name="WOMEN/id_1/front.jpg")
+    joints = {**nested.keypoints, "WOMEN/id_1/front.jpg": nested.keypoints[records[0].name]}
+    with pytest.raises(UserError, match=r"front.png and WOMEN/id_1/front.jpg would have one name"):
+        choose_pairs(replace(nested, records=records, keypoints=joints))
 
 
 def test_a_target_without_joints_is_named(nested: People) -> None:

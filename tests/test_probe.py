@@ -370,3 +370,13 @@ def test_the_tool_measures_an_untrained_model(
     assert load_image(out["sheet.png"]).shape[0] == 20 + 4 * (2 * 128 + 4)
     text = capsys.readouterr().out
     assert all(name in text for name in [*figures["rows"], *figures["controls"]])
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
+def test_a_number_of_steps_that_there_is_not_is_refused_before_anything_is_drawn(
+    dry_run: list[str], tmp_path: Path
+) -> None:
+    given = ["--data", str(tmp_path / "people"), "--cache", str(tmp_path / "judges")]
+    with pytest.raises(UserError, match="5000 steps are not between"):
+        main(["--steps", "3,5000", *given, *dry_run])
+    assert not list(tmp_path.iterdir())

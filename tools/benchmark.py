@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from pidm_core import DONE, parse, run, write_json
+from pidm_core import DONE, check_outputs, parse, run, write_json
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,9 @@ class Options:
     """File for the figures."""
     dry_run: bool = False
     """Say what would be measured, and stop."""
+
+    def __post_init__(self) -> None:
+        check_outputs(self.json)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,4 +76,4 @@ def on_the_fly(*, quick: bool) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, again="nothing was kept")

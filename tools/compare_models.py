@@ -8,7 +8,17 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from pidm_core import DONE, encode_png, parse, run, to_dict, write_bytes, write_json
+from pidm_core import (
+    DONE,
+    UserError,
+    check_outputs,
+    encode_png,
+    parse,
+    run,
+    to_dict,
+    write_bytes,
+    write_json,
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,11 @@ class Options:
     """PNG file for the figures over the evaluations of an image, with their Pareto fronts."""
     dry_run: bool = False
     """Print the images and evaluations of each model, and stop."""
+
+    def __post_init__(self) -> None:
+        if min(self.pairs, self.seeds) < 1:
+            raise UserError("pairs and seeds: must be at least 1")
+        check_outputs(self.json, self.sheet, self.plot)
 
 
 def main(argv: list[str] | None = None) -> int:

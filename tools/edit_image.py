@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pidm_core import DONE, Sampling, UserError, parse, run
+from pidm_core import BAD_DATA, DONE, Sampling, UserError, parse, run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,8 +115,13 @@ def main(argv: list[str] | None = None) -> int:
     tool, example = f"edit_image {kind}", f"python tools/edit_image.py {kind} {EXAMPLES[kind]}"
     options = parse(kinds[kind], rest, prog=tool, description=__doc__, example=example)
 
-    if Path(options.out).suffix.lower() != ".png":
-        raise UserError(f"out: {options.out} is no .png, which is what is written")
+    out = Path(options.out)
+    if out.suffix.lower() != ".png":
+        raise UserError(f"out: {out} is no .png, which is what is written")
+    read = ("style", "pose", "to", "reference", "mask", "keypoints")
+    for name in (name for name in read if getattr(options, name, "")):
+        if out.exists() and Path(getattr(options, name)).resolve() == out.resolve():
+            raise UserError(f"out: {out} is --{name}, which would be lost; give another --out")
 
     from pidm_core import PIDMPipeline, encode_png, enlarged, sheet, write_bytes
 
@@ -167,6 +172,9 @@ def _appearance(pipe: PIDMPipeline, options: Appearance) -> Edit:
         if not Path(options.mask).is_file():
             raise UserError(f"mask '{options.mask}' is neither upper nor lower nor an image file")
         mask = _image(pipe, options.mask, "mask", like=options.reference).mean(2) > 127
+        if not mask.any():
+            said = "marks nothing to redraw; white, grey levels over 127, does"
+            raise UserError(f"{options.mask}: {said}", BAD_DATA)
 
     def draw() -> Output:
         return pipe.edit_appearance(
@@ -203,9 +211,16 @@ def _joints(pipe: PIDMPipeline, file: str, path: str) -> np.ndarray:
     """The joints (18, 2) of an image, in px of the model's size."""
     from pidm_core import rescale
     from pidm_core.datasets import open_image, open_joints
+    from pidm_core.keypoints import missing, without_outside
 
-    return rescale(open_joints(path, file), open_image(path).shape[:2], pipe.size)
+    found, size = open_joints(path, file), open_image(path).shape[:2]
+    joints = without_outside(found, size)
+    there, left = (int((~missing(some)).sum()) for some in (found, joints))
+    if 2 * left <= there:
+        said = f"{there - left} of its {there} joints lie outside it" if there else "has no joints"
+        raise UserError(f"{path}: {said}", BAD_DATA)
+    return rescale(joints, size, pipe.size)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, again="nothing was kept")

@@ -5,7 +5,17 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from pidm_core import DONE, UserError, encode_png, parse, run, to_dict, write_bytes, write_json
+from pidm_core import (
+    DONE,
+    UserError,
+    check_outputs,
+    encode_png,
+    parse,
+    run,
+    to_dict,
+    write_bytes,
+    write_json,
+)
 
 
 @dataclass(frozen=True)
@@ -37,13 +47,16 @@ class Options:
     dry_run: bool = False
     """Say how many network evaluations it would take, and stop."""
 
+    def __post_init__(self) -> None:
+        if self.pairs < 1 or self.seed < 0:
+            raise UserError("pairs: must be at least 1; seed: at least 0")
+        check_outputs(self.json, self.sheet)
+
 
 def main(argv: list[str] | None = None) -> int:
     """Measure every combination of the settings and print a row for each."""
     example = "python tools/probe_generator.py --guidance dcf,chain --w-s 1,2 --sheet sheet.png"
     options = parse(Options, argv, prog="probe_generator", description=__doc__, example=example)
-    if options.seed < 0:
-        raise UserError(f"seed {options.seed} is negative")
     wanted = to_dict(options)
     json, sheet, dry_run = (wanted.pop(name) for name in ("json", "sheet", "dry_run"))
     logging.basicConfig(level=logging.INFO, format="%(message)s")

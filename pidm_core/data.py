@@ -123,6 +123,9 @@ def find_subset(root: Path, subset: str) -> Path:
                 return root / folder / name
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give the one that holds '{subset}'", BAD_DATA)
+    if root.resolve().name in (subset, _PATN_NAMES.get(subset)):
+        above = root.resolve().parent
+        raise UserError(f"{root}: is the folder of images; give the one above, {above}", BAD_DATA)
     if any(_NAME.match(path.name) for path in root.iterdir() if path.is_file()):
         raise UserError(
             f"{root}: no folder '{subset}' in it, but images; move them into {root / subset}",

@@ -55,6 +55,14 @@ def write_pack(path: Path, files: Mapping[str, Path], *, mib: int) -> list[Path]
     """
     if mib < 1:
         raise UserError(f"mib {mib}: a file must have room for 1 MiB at least")
+    if (
+        sum(file.stat().st_size + 1024 for file in files.values())
+        >= LIMIT_BYTES - tarfile.RECORDSIZE
+    ):
+        raise UserError(
+            f"{path}: {len(files):,} files of over {LIMIT_BYTES >> 20} MiB, which no slot unpacks; "
+            "copy them to the machine in another way"
+        )
     buffer = io.BytesIO()
     with (
         lzma.open(buffer, "wb", check=lzma.CHECK_SHA256) as packed,

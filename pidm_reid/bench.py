@@ -145,7 +145,8 @@ class Bench:
 
         student = to_dict(self.table.student)
         finetune = student.pop("finetune")
-        del student["workers"]
+        if student["workers"] < 0:  # as many as ever; others change what is cut and flipped
+            del student["workers"]
         student["weights"] = describe_weights(self.table.student.weights)
         work, row = self.work(cell), self.rows[cell.row]
         values: dict[str, Any] = {

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from pidm_core import BAD_DATA, UserError, load_image
+from pidm_core import BAD_DATA, IMAGE_SUFFIXES, UserError, load_image
 from pidm_reid import compat
 from pidm_reid import pool as pools
 from pidm_reid.folder import PERSON, person, read_augmented
@@ -79,7 +79,7 @@ class PIDMAugmentedDataset:
             if not augmented:
                 raise UserError("PIDMAugmentedDataset: needs augmented=DIR, an augmented folder")
             home = _pool(augmented, render, pool, keypoints)
-            cls = _class_for(base or cls.base_name, str(augmented), home)
+            cls = _class_for(base or cls.base_name, os.path.abspath(augmented), home)
         return object.__new__(cls)
 
     def __init__(self, root: str = "", *, verbose: bool = True, **options: Any) -> None:
@@ -121,6 +121,15 @@ class PIDMAugmentedDataset:
             raise UserError(f"{home}: training set, query or gallery is empty", BAD_DATA) from error
         except AssertionError as error:  # in its loop over the names
             raise UserError(f"{home}: torchreid's {self.base_name} {_REFUSED}", BAD_DATA) from error
+        folders = (getattr(self, f"{part}_dir", "") for part in ("train", "query", "gallery"))
+        for part in (Path(part) for part in folders if part):
+            images = (n for n in os.listdir(part) if n.lower().endswith(IMAGE_SUFFIXES))
+            if unread := sorted(n for n in images if not n.startswith(".") and n[-4:] != ".jpg"):
+                raise UserError(
+                    f"{part}: torchreid reads names in .jpg alone, so not {len(unread)} images "
+                    f"such as {unread[0]}; rename or convert them",
+                    BAD_DATA,
+                )
         if any(map(_misread, (*self.query, *self.gallery))):  # camera 11 would be camera 1
             raise UserError(f"{home}: torchreid's {self.base_name} {_REFUSED}", BAD_DATA)
 
@@ -166,7 +175,8 @@ def register(
     Raises UserError if the folder is none, the base is unknown, or the name is taken.
     """
     read_augmented(augmented, verify=False)
-    cls = _class_for(base, str(augmented), _pool(augmented, render, pool, keypoints))
+    home = _pool(augmented, render, pool, keypoints)
+    cls = _class_for(base, os.path.abspath(augmented), home)
     known = compat.data_sets()
     if known.setdefault(name, cls) is not cls:
         raise UserError(f"torchreid has a data set named '{name}' already; choose another name")

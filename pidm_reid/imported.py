@@ -126,6 +126,8 @@ def _imported_recipe(
     name = plan.image_name(source, replica)
     if folder.person(name)[0] != pid:
         raise UserError(f"{path}: its name says who is shown after '_vis' only", BAD_DATA)
+    if not folder.PERSON.match(name):
+        raise UserError(f"{path}: its name must begin with person and camera, 0002_c1…", BAD_DATA)
     return Recipe(name, stems[source].name if source in stems else "", "", target, "", replica, 0)
 
 

@@ -142,7 +142,12 @@ def sample_real(records: Sequence[Record], *, ratio: float, seed: int) -> list[R
     first = {record.pid: record for record in reversed(shuffled)}  # one image of each identity
     one_each = {record.name for record in first.values()}
     rest = [record for record in shuffled if record.name not in one_each]
-    chosen = list(first.values()) + rest[: max(0, round(ratio * len(records)) - len(first))]
+    asked = round(ratio * len(records))
+    if len(first) > asked:
+        share = len(first) / len(records)
+        said = "%s of %d images would be %d; one of each of the %d people is kept, which is %.0f%%"
+        log.warning(said, per_cent(ratio), len(records), asked, len(first), 100 * share)
+    chosen = list(first.values()) + rest[: max(0, asked - len(first))]
     return sorted(chosen, key=lambda record: record.name)
 
 

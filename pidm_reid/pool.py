@@ -6,7 +6,8 @@ that the folder's plan would give next: of a source with N images the replicas e
 So epochs 0 ... E-1 show, byte for byte, the images of the same plan E times over.
 Data sets, samplers and workers see files like any others, and none changes within an epoch.
 
-pool/pool.jsonl    append-only ledger: slot and epoch, and what a manifest says, of every image
+pool/pool.jsonl    ledger: slot and epoch, and what a manifest says, of every image of a training;
+                   the next one keeps the epochs before the one that it begins with
 pool/.next         where the next epoch is rendered; no training reads there
 """
 
@@ -149,8 +150,7 @@ class Pool:
         self._stop()
         ledger = folder.read_ledger(self.home / LEDGER).values()
         before = [entry for entry in ledger if entry["epoch"] < epoch]
-        write_bytes(self.home / LEDGER, b"")
-        folder.append_ledger(self.home / LEDGER, before)
+        write_bytes(self.home / LEDGER, b"".join(map(folder.checked_line, before)))
         self._seen = {entry["sha256"] for entry in before}
         self.render_seconds = self.wait_seconds = self.swap_seconds = 0.0
         out = self.home / ".next"

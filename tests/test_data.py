@@ -99,6 +99,8 @@ def test_a_wrong_folder_is_one_clear_line(tmp_path: Path) -> None:
         UserError, match=r"holiday\.jpg: .* begin with .* \(1 of 2 names here do not"
     ):
         read_market1501(tmp_path, "query")
+    with pytest.raises(UserError, match=f"is the folder of images; give the one above, {tmp_path}"):
+        read_market1501(tmp_path / "query", "query")
     with pytest.raises(UserError, match=r"no folder 'gallery' in it, but images; move them into"):
         read_market1501(tmp_path / "query", "gallery")
     with pytest.raises(UserError, match="nowhere: no such folder; give the one"):

@@ -191,6 +191,26 @@ def test_folder_of_another_data_set_is_refused(tmp_path: Path, augmented: Path) 
         ours(other, augmented)
 
 
+@pytest.mark.parametrize("part", ["bounding_box_train", "query", "bounding_box_test"])
+def test_images_that_torchreid_would_pass_over_are_named(part: str, tmp_path: Path) -> None:
+    market = make_market(tmp_path / "data")
+    image = sorted((market / "market1501" / part).glob("*.jpg"))[1]
+    image.rename(image.with_suffix(".JPG"))
+    render_all(planned(market), tmp_path / "out")
+    with pytest.raises(UserError, match=f"{part}: .* not 1 images such as {image.stem}.JPG"):
+        ours(market, tmp_path / "out")
+
+
+def test_another_working_directory_changes_no_folder(
+    market: Path, augmented: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(augmented.parent)
+    pidm_reid.register("moved", augmented=augmented.name)
+    monkeypatch.chdir(market)
+    assert compat.data_sets()["moved"](root=str(market), verbose=False).folder == augmented
+    compat.data_sets().pop("moved")
+
+
 def test_broken_image_is_named_at_once(tmp_path: Path) -> None:
     market = make_market(tmp_path / "data")
     render_all(planned(market), tmp_path / "out")

@@ -59,6 +59,17 @@ def test_seeds_give_different_subsets_and_every_image_the_same_chance() -> None:
     assert all(abs(count / 400 - 0.5) < 0.13 for count in drawn.values())  # 5 sigma
 
 
+def test_a_ratio_that_one_image_of_each_person_exceeds_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    records = [Record(Path(f"{pid}_{k}"), f"{pid}_{k}", pid, 1) for pid in range(8) for k in "ab"]
+    assert len(plan.sample_real(records, ratio=0.2, seed=0)) == 8
+    said = "20% of 16 images would be 3; one of each of the 8 people is kept, which is 50%"
+    assert caplog.messages == [said]
+    assert len(plan.sample_real(records, ratio=0.5, seed=0)) == 8
+    assert caplog.messages == [said]
+
+
 @pytest.mark.parametrize("ratio", [40, -0.1, 1.5, float("nan"), float("inf")])
 def test_ratio_outside_0_to_1_is_refused(ratio: float) -> None:
     with pytest.raises(UserError, match="not between 0 and 1"):

@@ -25,8 +25,9 @@ from pidm_core import (
     toy_market,
     write_bytes,
 )
+from pidm_core import packs as packs_module
 from pidm_core.config import SampleConfig, TrainConfig
-from pidm_core.packs import unpack
+from pidm_core.packs import unpack, write_pack
 from pidm_core.state import State
 from pidm_reid.bench import Bench
 from pidm_reid.config import ReidTable, Stage, StudentConfig
@@ -192,6 +193,21 @@ def test_pack_says_the_sizes_and_cuts(
     for wrong, says in (("--mib", "mib 0"), ("--minutes", "minutes -1 is negative")):
         with pytest.raises(UserError, match=says):  # before the minutes are spent
             call("slot", *RUN, wrong, says.split()[1])
+
+
+def test_a_pack_that_no_slot_would_unpack_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packs_module, "LIMIT_BYTES", 1 << 20)
+    files = {name: tmp_path / name for name in "ab"}
+    for path in files.values():
+        path.write_bytes(bytes(500_000))
+    write_pack(tmp_path / "fits.tar.xz", files, mib=1)
+    assert len(unpack(tmp_path / "fits.tar.xz", tmp_path / "out")) == 2
+    files["b"].write_bytes(bytes(600_000))
+    with pytest.raises(UserError, match="2 files of over 1 MiB, which no slot unpacks"):
+        write_pack(tmp_path / "not.tar.xz", files, mib=1)
+    assert not (tmp_path / "not.tar.xz").exists()
 
 
 def test_what_a_kill_left_does_not_come_back(tmp_path: Path) -> None:

@@ -605,8 +605,10 @@ def test_import_names_what_is_no_file_and_no_person(market: Path, tmp_path: Path
     work = planned(market)
     write_bytes(tmp_path / "gan/step-500-0001_c1_gan.png", encode_png(draw_person(2, 0)))
     (tmp_path / "gan/0002_c1_vis.png").symlink_to("nowhere")
+    write_bytes(tmp_path / "gan/fake_0002_c1.png", encode_png(draw_person(2, 0)))
     notes = list(imported.import_images(work, tmp_path / "gan", tmp_path / "out", real={}))
-    assert ["a dangling link" in notes[0], "no person and camera" in notes[1]] == [True, True]
+    says = ["a dangling link", "must begin with person and camera", "no person and camera"]
+    assert [said in note for said, note in zip(says, notes, strict=True)] == [True] * 3
 
 
 def test_imported_names_of_every_form_tell_their_source(market: Path, tmp_path: Path) -> None:

@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{len(folder.read_augmented(source).synthetic):,} generated images to be judged")
         print(f"{passes:,} training image passes before, about {time} here")
         return DONE
-    out = Path(options.out or f"{str(source).rstrip('/')}_selected")
+    named = source if source.name not in ("", "..") else source.resolve()
+    out = Path(options.out or f"{named}_selected")
     with lease.hold(out):
         choices = scoring.select_folder(
             source,

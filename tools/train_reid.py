@@ -71,7 +71,8 @@ def main(argv: list[str] | None = None) -> int:
             "query": outcome.contents(record.path for record in test.query),
             "gallery": outcome.contents(record.path for record in test.gallery),
         }
-        del asked["workers"]  # which change nothing
+        if asked["workers"] < 0:  # as many as ever; others change what is cut and flipped
+            del asked["workers"]
         results = outcome.read_outcome(final, asked)
     if len(results) == 2 and final.is_file():
         for name, ranking in results.items():

@@ -189,6 +189,8 @@ def _start(out: Path, manifest: dict[str, Any]) -> None:
     if not path.is_file():
         raise UserError(f"{out}: holds images, but no {MANIFEST}; give another folder")
     there = {"data": manifest["data"], **read_json(path)}  # older folders noted none
+    if there.get("pairs") != manifest["pairs"]:  # which says it all
+        there["data"] = manifest["data"]
     if changed := [key for key, value in manifest.items() if there.get(key) != value]:
         old, new = there.get("sample", {}), manifest.get("sample", {})
         told = ", ".join(f"{k} was {old[k]}, is {v}" for k, v in new.items() if old.get(k, v) != v)

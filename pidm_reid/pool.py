@@ -148,10 +148,13 @@ class Pool:
         if self.closed:
             raise UserError(f"{self.home}: is closed; make or register the data set anew")
         self._stop()
-        ledger = folder.read_ledger(self.home / LEDGER).values()
-        before = [entry for entry in ledger if entry["epoch"] < epoch]
-        write_bytes(self.home / LEDGER, b"".join(map(folder.checked_line, before)))
-        self._seen = {entry["sha256"] for entry in before}
+        before: dict[str, bytes] = {}  # lines take less memory than entries
+        self._seen = set()
+        for entry in folder.ledger_entries(self.home / LEDGER):
+            if entry["epoch"] < epoch:
+                before[entry["file_name"]] = folder.checked_line(entry)
+                self._seen.add(entry["sha256"])
+        write_bytes(self.home / LEDGER, b"".join(before.values()))
         self.render_seconds = self.wait_seconds = self.swap_seconds = 0.0
         out = self.home / ".next"
         if background:

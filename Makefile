@@ -113,15 +113,18 @@ real: $(READY)
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_40 --ratios 0.4 --seeds 0,1,2 --rows Standard,Standard-same-steps,PIDM-strict,real-instead
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_40_paper --ratios 0.4 --seeds 0,1,2 --rows Standard,Standard-same-steps,Standard-same-steps-erasing,PIDM-strict,PIDM-paper,real-instead
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_40_paper --ratios 0.4 --seeds 0,1,2 --rows Standard,PIDM-strict-selection --variants PIDM-strict-long=strict=configs/market1501_half_strict_long.yaml
-	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_20 --ratios 0.2 --seeds 0,1,2 --rows Standard,Standard-same-steps,Standard-same-steps-erasing,PIDM-strict,PIDM-paper,PIDM-paper-selection
+	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_20 --ratios 0.2 --seeds 0,1,2 --rows Standard,Standard-same-steps,Standard-same-steps-erasing,PIDM-strict,PIDM-strict-selection,PIDM-paper,PIDM-paper-selection
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_20 --ratios 0.2 --seeds 0 --rows Standard --variants PIDM-strict-long=strict=configs/market1501_half_strict_long.yaml
+	$(PY) tools/train_pidm.py --config configs/market1501_128.yaml --out runs/market1501_128
+	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_20 --ratios 0.2 --seeds 0 --rows Standard --variants PIDM-paper-128=run=runs/market1501_128
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_long --ratios 0.4 --seeds 0 --rows Standard,Standard-same-steps,PIDM-strict --student.finetune.steps 800
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_real --ratios 0.4 --seeds 0 --rows Standard,Standard-same-steps,real-instead,PIDM-strict --variants PIDM-strict-x1=per_image=1
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_real --ratios 0.2 --seeds 0 --rows Standard,Standard-same-steps,real-instead
 	$(PY) tools/render_pairs.py --run runs/market1501_half
+	$(PY) tools/render_pairs.py --run runs/market1501_128
 	$(PY) tools/render_pairs.py --baseline source
 	$(PY) tools/render_pairs.py --baseline pose
-	$(PY) tools/reproduce_table.py images --config configs/market1501_half_images.yaml --weights "$$(ls -tr results/reid_market1501_half/standard/*.safetensors | head -1)"
+	$(PY) tools/reproduce_table.py images --config configs/market1501_128_images.yaml --weights "$$(ls -tr results/reid_market1501_half_20/standard/*.safetensors | head -1)"
 
 test: $(READY)
 	$(PY) -m pytest

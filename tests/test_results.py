@@ -159,7 +159,7 @@ def test_the_text_prints_the_figures_of_speed() -> None:
     assert printed == expected
 
 
-@pytest.mark.parametrize("name", ["toy_pairs", "market1501_pairs", "market1501_half_images"])
+@pytest.mark.parametrize("name", ["toy_pairs", "market1501_half_images", "market1501_128_images"])
 def test_the_text_prints_the_figures_of_pairs(name: str) -> None:
     rows = read_json(DOCS / f"results/{name}/figures.json")
     text = (DOCS / "results.md").read_text()

@@ -6,7 +6,6 @@ trained on them.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from pidm_core.files import (
     encode_png,
     read_json,
     resized,
+    sha256,
     write_bytes,
     write_json,
 )
@@ -75,7 +75,9 @@ def write_images(people: People, indices: Iterable[int], out: Path) -> dict[str,
     for index in indices:
         name = f"{_stem(people, index)}.png"
         image, joints[name] = people.open(index)
-        write_bytes(out / name, encode_png(image))
+        data, path = encode_png(image), out / name
+        if not path.is_file() or path.read_bytes() != data:  # each write waits for the disk
+            write_bytes(path, data)
     return joints
 
 
@@ -173,12 +175,14 @@ def _listed(people: People, pairs: np.ndarray) -> list[list[str]]:
 
 def _digest(people: People, indices: Iterable[int]) -> str:
     """SHA-256 of the files and joints of some images."""
-    digest = hashlib.sha256()
-    for index in indices:
-        record = people.records[index]
-        digest.update(hashlib.sha256(record.path.read_bytes()).digest())
-        digest.update(people.keypoints.get(record.name, NOBODY).tobytes())
-    return digest.hexdigest()
+
+    def parts() -> Iterator[bytes]:
+        for record in (people.records[index] for index in indices):
+            yield sha256(record.path).encode()
+            joints = people.keypoints.get(record.name, NOBODY)
+            yield np.nan_to_num(joints, nan=-1).tobytes()  # there is more than one NaN
+
+    return sha256(parts())
 
 
 def _start(out: Path, manifest: dict[str, Any]) -> None:
@@ -188,8 +192,8 @@ def _start(out: Path, manifest: dict[str, Any]) -> None:
         return
     if not path.is_file():
         raise UserError(f"{out}: holds images, but no {MANIFEST}; give another folder")
-    there = {"data": manifest["data"], **read_json(path)}  # older folders noted none
-    if there.get("pairs") != manifest["pairs"]:  # which says it all
+    there = read_json(path)
+    if "data" not in there or there.get("pairs") != manifest["pairs"]:  # an older folder; said so
         there["data"] = manifest["data"]
     if changed := [key for key, value in manifest.items() if there.get(key) != value]:
         old, new = there.get("sample", {}), manifest.get("sample", {})

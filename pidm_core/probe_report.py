@@ -122,28 +122,29 @@ def probe_generator(
     judging networks; sampling: lists of guidance, steps, w_p, w_s (probe.settings). The last row
     of the renderers is ToyMarket's own drawing.
     """
-    pipe = PIDMPipeline.from_pretrained(run)
-    chosen = settings(pipe.settings, **sampling)
-    pipes = [pipe.with_settings(**asdict(setting)) for setting in chosen]  # bad ones, before all
+    pipes = _pipes(run, sampling)  # before the people are drawn: a setting may be wrong
     root = draw_people(Path(data))
     probe = make_probe(root, count=pairs, cache=Path(cache), seed=seed)
     size = probe.crowd.images.shape[1:3]
-    log.info(_cost(len(probe.pairs), chosen))
+    log.info(_cost(len(probe.pairs), [*pipes]))
     ours = [
-        Renderer(str(setting), at_size(one, size), setting.evaluations)
-        for setting, one in zip(chosen, pipes, strict=True)
+        Renderer(str(setting), at_size(pipe, size), setting.evaluations)
+        for setting, pipe in pipes.items()
     ]
     return measure(probe, [*ours, Renderer(ORACLE, oracle_render(root))], seed=seed)
+
+
+def _pipes(run: str | Path, sampling: Mapping[str, Any]) -> dict[Setting, PIDMPipeline]:
+    """The model under each combination of the settings; UserError for one that there is not."""
+    pipe = PIDMPipeline.from_pretrained(run)
+    chosen = settings(pipe.settings, **sampling)
+    return {setting: pipe.with_settings(**asdict(setting)) for setting in chosen}
 
 
 def outlook(run: str | Path, *, pairs: int, **asked: Any) -> str:
     """What `probe_generator` with the same arguments would cost."""
     sampling = {name: asked[name] for name in ("guidance", "steps", "w_p", "w_s")}
-    pipe = PIDMPipeline.from_pretrained(run)
-    chosen = settings(pipe.settings, **sampling)
-    for setting in chosen:
-        pipe.with_settings(**asdict(setting))
-    text = _cost(pairs, chosen)
+    text = _cost(pairs, [*_pipes(run, sampling)])
     judges = Path(asked["cache"])
     return text if judges.is_dir() else f"{text}; two judges are trained first, into {judges}"
 

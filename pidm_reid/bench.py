@@ -30,7 +30,7 @@ from pidm_core import (
     write_json,
 )
 from pidm_reid import cameras, compat, coverage, folder, generators, leaks, lease, plan, retrieval
-from pidm_reid.config import SELECTION_RULE, ReidTable
+from pidm_reid.config import SELECTION_RULE, ReidTable, decisive
 from pidm_reid.imported import import_images
 from pidm_reid.pool import open_pool
 from pidm_reid.rows import ROWS, STANDARD, Cell, changed, rows
@@ -143,10 +143,8 @@ class Bench:
         """Everything that decides a cell's result; of two equal ones the second is not run."""
         from pidm_reid.weights import describe_weights
 
-        student = to_dict(self.table.student)
+        student = decisive(self.table.student)
         finetune = student.pop("finetune")
-        if student["workers"] < 0:  # as many as ever; others change what is cut and flipped
-            del student["workers"]
         student["weights"] = describe_weights(self.table.student.weights)
         work, row = self.work(cell), self.rows[cell.row]
         values: dict[str, Any] = {

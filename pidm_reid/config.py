@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from pidm_core import Sampling, UserError
+from pidm_core import Sampling, UserError, to_dict
 
 IMAGENET_FILE = "resnet50-19c8e357.pth"  # torchvision's
 
@@ -68,6 +68,17 @@ class StudentConfig(NetworkConfig):
     """The training on D_tr."""
     finetune: Stage = field(default_factory=lambda: Stage(lr=1e-4))
     """The fine-tuning on D_aug."""
+
+
+def decisive(student: NetworkConfig) -> dict[str, Any]:
+    """The settings that decide what is trained: workers too, once there are others than ever.
+
+    torchreid cuts and flips in them, so another number of them trains another network.
+    """
+    values = to_dict(student)
+    if student.workers < 0:
+        del values["workers"]
+    return values
 
 
 @dataclass(frozen=True)

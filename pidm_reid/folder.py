@@ -172,6 +172,12 @@ def person(name: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def beside(path: str | Path, ending: str) -> Path:
+    """The folder beside another that is called after it; '.' and '..' by their own names."""
+    path = Path(path)
+    return Path(f"{path if path.name not in ('', '..') else path.resolve()}_{ending}")
+
+
 def spellings(pose: str) -> list[str]:
     """What the image of a pose may be called: an imported one names it without the ending."""
     return [pose, *(f"{pose}{end}" for end in IMAGE_SUFFIXES)]

@@ -23,7 +23,7 @@ from pidm_core import (
     write_json,
 )
 from pidm_reid import coverage, finetune, folder, selection
-from pidm_reid.config import SELECTION_RULE, NetworkConfig, SelectionConfig
+from pidm_reid.config import SELECTION_RULE, NetworkConfig, SelectionConfig, decisive
 from pidm_reid.plan import Recipe, fingerprint, write_recipes
 from pidm_reid.selection import Choice
 from pidm_reid.weights import describe_weights
@@ -100,7 +100,8 @@ def check_judges(
 
 def asked_of(student: NetworkConfig, config: SelectionConfig) -> dict[str, Any]:
     """All settings that decide a selection."""
-    network = {k: getattr(student, k) for k in ("height", "width", "batch_size", "precision")}
+    names = ("height", "width", "batch_size", "precision", "workers")
+    network = {k: value for k, value in decisive(student).items() if k in names}
     rule = {"rule": SELECTION_RULE}
     return {**to_dict(config), **rule, **network, "weights": describe_weights(student.weights)}
 

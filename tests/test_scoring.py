@@ -12,7 +12,7 @@ from people import draw_person, planned, render_all
 
 from pidm_core import UserError, encode_png, write_bytes
 from pidm_reid import folder, imported, scoring
-from pidm_reid.config import SelectionConfig, Stage, StudentConfig
+from pidm_reid.config import NetworkConfig, SelectionConfig, Stage, StudentConfig, decisive
 from tools.select_images import main
 
 pytestmark = pytest.mark.usefixtures("small_network")
@@ -134,3 +134,10 @@ def test_the_tool_counts_what_was_kept(
     assert f"{kept} of 18 generated images kept" in printed
     with pytest.raises(UserError, match="keep 2 is not between 0 and 1"):
         main(["--augmented", "x", "--keep", "2"])
+
+
+def test_loader_workers_decide_what_is_trained_once_they_are_not_the_usual_ones() -> None:
+    usual, two = NetworkConfig(), NetworkConfig(workers=2)
+    assert "workers" not in decisive(usual)
+    assert decisive(two) == {**decisive(usual), "workers": 2}
+    assert scoring.asked_of(two, SelectionConfig())["workers"] == 2

@@ -44,9 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     from pidm_core.doctor import next_training
     from pidm_reid import folder, plan
 
-    data = Path(options.data)
-    data = data if data.name not in ("", "..") else data.resolve()
-    out = Path(options.out or f"{data}_development")
+    out = Path(options.out or folder.beside(options.data, "development"))
     if out.resolve() == Path(options.data).resolve():
         raise UserError(f"{out}: is the data set itself; give another --out")
     split = plan.development_split(folder.read_people(options.data), seed=options.seed)

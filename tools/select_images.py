@@ -56,8 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{len(folder.read_augmented(source).synthetic):,} generated images to be judged")
         print(f"{passes:,} training image passes before, about {time} here")
         return DONE
-    named = source if source.name not in ("", "..") else source.resolve()
-    out = Path(options.out or f"{named}_selected")
+    out = Path(options.out or folder.beside(source, "selected"))
     with lease.hold(out):
         choices = scoring.select_folder(
             source,

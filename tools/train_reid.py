@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pidm_core import DONE, SKIPPED, UserError, parse, run, to_dict
+from pidm_core import DONE, SKIPPED, UserError, parse, run
 from pidm_core.options import narrowed
-from pidm_reid.config import StudentConfig
+from pidm_reid.config import StudentConfig, decisive
 
 if TYPE_CHECKING:
     from pidm_reid.retrieval import Ranking
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     final, asked, results = Path(options.out), dict[str, Any](), {}
     if options.out:
         asked = {
-            **to_dict(narrowed(StudentConfig, options)),
+            **decisive(narrowed(StudentConfig, options)),
             "seed": options.seed,
             "first weights": weights.describe_weights(options.weights),
             "real": outcome.contents(real),
@@ -71,8 +71,6 @@ def main(argv: list[str] | None = None) -> int:
             "query": outcome.contents(record.path for record in test.query),
             "gallery": outcome.contents(record.path for record in test.gallery),
         }
-        if asked["workers"] < 0:  # as many as ever; others change what is cut and flipped
-            del asked["workers"]
         results = outcome.read_outcome(final, asked)
     if len(results) == 2 and final.is_file():
         for name, ranking in results.items():

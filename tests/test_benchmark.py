@@ -171,18 +171,20 @@ def faults():
 
 tune_allocator()
 resident = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
-before = faults()
-values = [torch.ones(2**22) for _ in range(4)]  # 16 MB each
-first = faults() - before
-del values
-again = [torch.ones(2**22) for _ in range(4)]
-print(resident, first, faults() - before - first)
+counts = []
+for _ in range(8):
+    before = faults()
+    values = [torch.ones(2**22) for _ in range(4)]  # 16 MB each
+    counts.append(faults() - before)
+    del values
+print(resident, counts[0], counts[-1])
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 def test_freed_memory_is_kept_and_its_pages_are_large() -> None:
     shown = subprocess.run([sys.executable, "-c", FAULTS], check=True, capture_output=True).stdout
+    # Not the second time: a hole that small blocks have made some bytes too narrow is passed over.
     resident, first, again = map(int, shown.split())
     assert resident < 2**30  # room is addresses, not memory
     assert again < 16  # of the 16,384 pages of 4 KB

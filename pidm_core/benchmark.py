@@ -161,7 +161,7 @@ def sampling(
             model.freeze()
         acts = [partial(step, given.y_t, given.t) for step in steps]
         expected, *found = (act()[:, :3] for act in acts)
-        slow, *fast = _in_turns(acts, before=0)  # each was called just now
+        slow, *fast = in_turns(acts, before=0)  # each was called just now
         rate = _rate(count * work_plain, slow)
         share = rate / rates[torch.float32]
         yield Row(f"{name}: reference, fp32", slow / count, rate=rate, share=share)
@@ -179,7 +179,7 @@ def convolution_rate(dtype: torch.dtype) -> float:
     conv = placement.module(nn.Conv2d(128, 128, 3, padding=1))
     x = placement.tensor(torch.randn(batch, 128, 128, 64))
     with torch.inference_mode():
-        (seconds,) = _in_turns([lambda: conv(x)])
+        (seconds,) = in_turns([lambda: conv(x)])
     return _rate(2 * 9 * 128 * 128 * 128 * 64 * batch, seconds)
 
 
@@ -198,7 +198,7 @@ def generation(config: ModelConfig, settings: SampleConfig) -> float:
             settings=settings,
         )  # fmt: skip
 
-    (seconds,) = _in_turns([act])
+    (seconds,) = in_turns([act])
     return seconds / count
 
 
@@ -276,7 +276,7 @@ def training(
         state.update(options.train.warmup_steps)
         (mse + vlb).item()
 
-    seconds, took = _in_turns([plainly, step], before=STEPS_BEFORE, rounds=5)
+    seconds, took = in_turns([plainly, step], before=STEPS_BEFORE, rounds=5)
     yield row("plain loop", seconds, torch.float32)
     yield row("ours", took, placement.dtype, seconds / took)
     alone = loading(config, batch=batch)
@@ -315,7 +315,7 @@ def loading(config: ModelConfig, *, batch: int) -> float:
         pairs = Pairs(people.records, people.keypoints, size=config.size)
     random = np.random.default_rng(0)
     indices = random.integers(0, len(pairs), batch)
-    (seconds,) = _in_turns(
+    (seconds,) = in_turns(
         [lambda: pairs.batch(indices, random, max_scale=TrainConfig().max_scale)]
     )
     return seconds
@@ -351,7 +351,7 @@ def _work(denoise: Denoise, given: Conditions) -> float:
     return _flops(lambda: denoise(given.y_t, given.t))
 
 
-def _in_turns(
+def in_turns(
     acts: Sequence[Callable[[], object]], *, before: int = 1, rounds: int = 3
 ) -> list[float]:
     """Seconds of one call of each: the medians of `rounds`, or of more where they are short.

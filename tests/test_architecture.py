@@ -49,6 +49,7 @@ ARROWS = {
         "toy_scenes": "keypoints toy_people toy_render toy_body toy_cameras",
         "toy_market": "folders keypoints toy_people toy_render toy_scenes",
         "garments": "keypoints",
+        "parts": "benchmark diffusion hardware layers official",
         "benchmark": "data datasets diffusion hardware model progress state toy_market train",
         "user_study": "data image_names keypoints pose",
         "studio": "datasets diffusion hardware keypoints pipeline pose",

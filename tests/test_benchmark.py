@@ -73,10 +73,10 @@ def test_what_is_compared_takes_turns_and_gives_medians(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock)
     acts = [functools.partial(act, name) for name in ("slow", "fast")]
-    assert benchmark._in_turns(acts) == [3, 0.5]
+    assert benchmark.in_turns(acts) == [3, 0.5]
     assert calls == ["slow", "fast"] * 4  # of which the first round is left out
     cost["slow"] = iter([0.0625] * 9)
-    assert benchmark._in_turns(acts[:1], before=0) == [0.0625]
+    assert benchmark.in_turns(acts[:1], before=0) == [0.0625]
     assert len(calls) == 8 + 4  # until a quarter of a second is settled
 
 

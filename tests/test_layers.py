@@ -290,7 +290,7 @@ def test_a_function_of_a_large_map_is_torchs_to_the_bit(
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
     x = every[every.isfinite()].view(1, -1, 1, 64).permute(0, 3, 1, 2)  # 1,020 positions
     assert layers._large(x)
-    torch.testing.assert_close(layers._each(x, name), function(x), rtol=0, atol=1e-35)
+    torch.testing.assert_close(layers.by_onednn(x, name), function(x), rtol=0, atol=1e-35)
 
 
 def test_only_training_loses_values() -> None:

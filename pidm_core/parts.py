@@ -1,0 +1,234 @@
+"""Single parts of ours beside what they replace: ways to the same result, to be timed in turns."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pidm_core import benchmark, official
+from pidm_core.config import DiffusionConfig, ModelConfig, PIDMConfig
+from pidm_core.diffusion import Diffusion
+from pidm_core.files import UserError, encode_jpeg, write_bytes
+from pidm_core.hardware import Placement, fast_bf16, place
+from pidm_core.layers import GROUPS, Conv, GroupNorm, by_onednn
+from pidm_core.options import load_config
+
+CPU = torch.device("cpu")
+AUTHORS = "models/unet_autoenc.py"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The other way, then ours; each call has the same result."""
+
+    what: str
+    other: str  # the name of that way
+    acts: Sequence[Callable[[], Any]]
+    count: int = 1  # things done by a call, over which its seconds are shared out
+    ours: Sequence[str] = ("",)  # the names of our ways
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Seconds of the other way and of ours; `ratio` is how many times faster ours is."""
+
+    what: str
+    other: str
+    other_seconds: float
+    seconds: float
+    ratio: float
+    note: str
+
+
+def measure(part: Part) -> Iterator[Figure]:
+    """One figure for each of our ways."""
+    slow, *fast = benchmark.in_turns(part.acts)
+    for name, seconds in zip(part.ours, fast, strict=True):
+        what = part.what + f", {name}" * bool(name)
+        both = slow / part.count, seconds / part.count
+        yield Figure(what, part.other, *both, slow / seconds, part.note)
+
+
+def line(figure: Figure) -> str:
+    """A figure for reading."""
+    both = (f"{1000 * s:9.2f} ms" for s in (figure.other_seconds, figure.seconds))
+    what = f"{figure.what}: {figure.other}"
+    return f"{what:82} {' '.join(both)} {figure.ratio:6.2f}  {figure.note}".rstrip()
+
+
+# ---------------------------------------------------------------- layers
+
+
+def norms(shape: tuple[int, int, int, int] = (32, 64, 64, 32)) -> Iterator[Part]:
+    """GroupNorm forward and backward in channels_last."""
+    both = nn.GroupNorm(GROUPS, shape[1]), GroupNorm(shape[1])
+
+    def gradient(norm: nn.Module, x: Tensor) -> Tensor:
+        x.grad = None
+        norm(x).backward(x.detach().roll(1, 1))
+        assert x.grad is not None
+        return x.grad
+
+    for dtype in precisions():
+        x = random(shape, dtype).requires_grad_()
+        acts = [partial(gradient, norm.to(dtype), x) for norm in both]
+        what = f"GroupNorm and its gradient, {_size(shape)}, {benchmark.name_of(dtype)}"
+        yield Part(what, "torch", acts)
+
+
+def silus(shape: tuple[int, int, int, int] = (8, 128, 128, 64)) -> Iterator[Part]:
+    """SiLU of a large map in bfloat16, a million values."""
+    if torch.bfloat16 not in precisions():
+        return
+    h = random(shape, torch.bfloat16)
+    acts = [partial(F.silu, h), partial(by_onednn, h, "swish")]
+    with torch.inference_mode():
+        yield Part(f"SiLU, 10^6 values of {_size(shape)}, bfloat16", "torch", acts, _million(h))
+
+
+def _million(h: Tensor) -> int:
+    return max(1, h.numel() // 10**6)
+
+
+def convolutions(
+    shapes: Sequence[tuple[int, int, int, int]] = (
+        (8, 64, 128, 64), (8, 128, 128, 64), (8, 128, 64, 32), (8, 256, 64, 32), (8, 256, 32, 16),
+    ),
+) -> Iterator[Part]:  # fmt: skip
+    """3x3 convolutions in fp32 by Winograd's F(4x4, 3x3)."""
+    for shape in shapes:
+        ours = Conv(shape[1], shape[1], 3, padding=1)
+        theirs = nn.Conv2d(shape[1], shape[1], 3, padding=1)
+        theirs.load_state_dict(ours.state_dict())
+        ours.frozen = True
+        placement, x = Placement(CPU, torch.float32), random(shape, torch.float32)
+        acts = [partial(placement.module(conv), x) for conv in (theirs, ours)]
+        with torch.inference_mode():
+            yield Part(f"3x3 convolution, {_size(shape)}, float32", "torch", acts)
+
+
+# ---------------------------------------------------------------- sampling
+
+
+def compiled(config: ModelConfig | None = None, batch: int = 16) -> Iterator[Part]:
+    """A guided step of the bundled model's network by torch.compile, its first call noted."""
+    if shutil.which("g++") is None:
+        return  # torch.compile needs it
+    config = config or load_config(PIDMConfig, benchmark.BUNDLED).model
+    placement, diffusion = place(), Diffusion(DiffusionConfig())
+    given = benchmark.conditions(config, batch, placement.device)
+    with torch.inference_mode():
+        other, ours = (placement.module(benchmark.network(config)) for _ in range(2))
+        other.compile()
+        ours.freeze()
+        acts = [
+            partial(benchmark.ours(model, diffusion, given, "style", placement), given.y_t, given.t)
+            for model in (other, ours)
+        ]
+        begin = time.perf_counter()
+        acts[0]()
+        note = f"its first call took {time.perf_counter() - begin:.0f} s"
+        what = f"guided step of style, an image of {batch}, bundled model's network"
+        yield Part(what, "torch.compile", acts, batch, note=note)
+
+
+def authors(clone: str | Path, size: tuple[int, int] = (128, 64)) -> Iterator[Part]:
+    """A guided step of `style` by the authors' network, and by ours with its weights.
+
+    clone: of ankanbhunia/PIDM; its code is imported. UserError if it is none.
+    """
+    if not (Path(clone) / AUTHORS).is_file():
+        raise UserError(f"{clone}: no clone of ankanbhunia/PIDM ({AUTHORS} is not there)")
+    sys.path.insert(0, str(clone))
+    try:
+        from models.unet_autoenc import BeatGANsAutoencConfig  # type: ignore[import-not-found]
+    finally:
+        sys.path.remove(str(clone))
+    torch.manual_seed(0)
+    # Their config/diffconfig.py, which imports packages that sampling does not need.
+    network = BeatGANsAutoencConfig(
+        image_size=256, in_channels=23, model_channels=128, out_channels=6, num_res_blocks=2,
+        embed_channels=512, attention_resolutions=(32, 16, 8), dropout=0.1,
+        channel_mult=(1, 1, 2, 2, 4, 4), resblock_updown=True, resnet_two_cond=True,
+        enc_channel_mult=(1, 1, 2, 2, 4, 4, 4), enc_pool="adaptivenonzero",
+    ).make_model().eval()  # fmt: skip
+    for parameter in network.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+    state, diffusion = network.state_dict(), Diffusion(DiffusionConfig())
+    config = official.structure(state, size)
+    plain = official.from_state_dict(state, config)
+    with torch.inference_mode():
+        for batch in (1, 8):
+            given = benchmark.conditions(config, batch, CPU)
+            texture = [network.encode(x)["cond"] for x in (given.x_s, torch.zeros_like(given.x_s))]
+            theirs = partial(_authors_step, network, given, texture)
+            ways = [benchmark.reference(plain, diffusion, given, "style")]
+            for dtype in precisions():
+                placement = Placement(CPU, dtype)
+                model = placement.module(official.from_state_dict(state, config))
+                ways.append(benchmark.ours(model, diffusion, given, "style", placement))
+                model.freeze()
+            ours = ["our reference", *map(benchmark.name_of, precisions())]
+            what = f"guided step of style, an image of {batch}, paper's network"
+            acts = [theirs, *(partial(way, given.y_t, given.t) for way in ways)]
+            yield Part(what, "the authors' code", acts, batch, ours)
+
+
+def _authors_step(network: Any, given: benchmark.Conditions, texture: list[Any]) -> Tensor:
+    x = torch.cat([given.y_t, given.x_p], 1)
+    noise: Tensor = network.forward_with_cond_scale(x, given.t, texture, benchmark.W_S)[0]
+    return noise
+
+
+# ---------------------------------------------------------------- files
+
+
+def files(count: int = 160) -> Iterator[Part]:
+    """Images of noise, 128x64: each there whole or not at all, and on the disk."""
+    data = encode_jpeg(np.random.default_rng(0).integers(0, 256, (128, 64, 3), np.uint8))
+    with tempfile.TemporaryDirectory(dir=".") as home:
+        paths = [Path(home) / f"{k}.jpg" for k in range(count)]
+
+        def write(one: Callable[[Path], object]) -> list[bytes]:
+            for path in paths:
+                one(path)
+            return [paths[0].read_bytes()]
+
+        acts = [
+            partial(write, lambda path: path.write_bytes(data)),
+            partial(write, lambda path: write_bytes(path, data)),
+        ]
+        what = f"writing a file of {len(data) / 1000:.1f} KB, synced"
+        yield Part(what, "as it comes", acts, count)
+
+
+# ---------------------------------------------------------------- inputs and names
+
+
+def precisions() -> list[torch.dtype]:
+    """fp32, and bfloat16 where this CPU multiplies it."""
+    return [torch.float32, *[torch.bfloat16] * fast_bf16(CPU)]
+
+
+def random(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Noise in channels_last."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

@@ -315,9 +315,7 @@ def loading(config: ModelConfig, *, batch: int) -> float:
         pairs = Pairs(people.records, people.keypoints, size=config.size)
     random = np.random.default_rng(0)
     indices = random.integers(0, len(pairs), batch)
-    (seconds,) = in_turns(
-        [lambda: pairs.batch(indices, random, max_scale=TrainConfig().max_scale)]
-    )
+    (seconds,) = in_turns([lambda: pairs.batch(indices, random, max_scale=TrainConfig().max_scale)])
     return seconds
 
 

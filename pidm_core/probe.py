@@ -10,6 +10,7 @@ Legend: M pictures of all people, N pairs.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -124,9 +125,13 @@ class Scores:
     identity: np.ndarray  # mean cosine to the person's pictures by third cameras
     top_1: np.ndarray  # 1.0 where the most similar picture shows the person
 
-    def means(self) -> dict[str, float]:
-        """Each score's mean over the pairs that have it; one that none has is left out."""
-        scores = {field.name: getattr(self, field.name) for field in fields(self)}
+    def means(self, which: np.ndarray | None = None) -> dict[str, float]:
+        """Each score's mean over the pairs that have it; one that none has is left out.
+
+        which: bool (N,), the pairs that count (default: all).
+        """
+        chosen = slice(None) if which is None else which
+        scores = {field.name: getattr(self, field.name)[chosen] for field in fields(self)}
         return {
             name: round(float(np.nanmean(values)), 4)
             for name, values in scores.items()
@@ -199,8 +204,7 @@ class Probe:
 
     def rivals(self) -> dict[str, Scores]:
         """The scores of the truth itself and of what one could show without a generator."""
-        crowd = self.crowd
-        nearest = np.array([self._nearest_pose(target) for target in self.targets])
+        crowd, nearest = self.crowd, self._nearest
         means = np.stack([self._blurred_mean(target) for target in self.targets])
         return {
             "true target": self.score(crowd.images[self.targets]),
@@ -208,6 +212,16 @@ class Probe:
             "nearest pose": self.score(crowd.images[nearest], crowd.exact[nearest]),
             "blurred mean": self.score(means),
         }
+
+    @functools.cached_property
+    def _nearest(self) -> np.ndarray:
+        return np.array([self._nearest_pose(target) for target in self.targets])
+
+    def by_own_camera(self) -> dict[str, np.ndarray]:
+        """Which pictures of the rivals that are photographs the target's camera took, bool (N,)."""
+        cameras = self.crowd.cameras
+        of = {"source": self.sources, "nearest pose": self._nearest}
+        return {rival: cameras[shown] == cameras[self.targets] for rival, shown in of.items()}
 
     def _others(self, target: int) -> np.ndarray:
         same = np.flatnonzero(self.crowd.pids == self.crowd.pids[target])

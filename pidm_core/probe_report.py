@@ -209,7 +209,10 @@ def measure(probe: Probe, renderers: Sequence[Renderer], *, seed: int) -> Report
         cost = {"evaluations": renderer.evaluations, "seconds": round(seconds, 4)}
         rows[renderer.name] = {**mine.means(), **cost}
         gains[renderer.name] = {rival: probe.gain(mine, scores[rival]) for rival in rivals}
-    rows |= {rival: scores[rival].means() for rival in rivals}
+    for rival in rivals:
+        rows[rival] = scores[rival].means()
+        for which, by in _by_camera(probe, rival).items():
+            rows[f"{rival}, {which}"] = scores[rival].means(by)
     swapped = draw_pairs(probe, renderers[0], seed=seed, swapped=True)
     cameras = probe.crowd.cameras[probe.pairs]
     return Report(
@@ -221,6 +224,14 @@ def measure(probe: Probe, renderers: Sequence[Renderer], *, seed: int) -> Report
         controls=probe.controls(drawn[renderers[0].name], swapped),
         sheet=contact_sheet(probe, drawn),
     )
+
+
+def _by_camera(probe: Probe, rival: str) -> dict[str, np.ndarray]:
+    own = probe.by_own_camera().get(rival)
+    if own is None:
+        return {}
+    both = {"target's camera": own, "another camera": ~own}
+    return {name: pairs for name, pairs in both.items() if pairs.any()}
 
 
 def draw_pairs(probe: Probe, renderer: Renderer, *, seed: int, swapped: bool = False) -> np.ndarray:

@@ -117,6 +117,16 @@ def test_rivals_and_scores_worked_by_hand(marked: Probe) -> None:
     assert gain["half"] == pytest.approx(1.96 * np.std([12, 16], ddof=1) / 2**0.5, abs=1e-3)
 
 
+def test_photographs_by_the_targets_camera_are_told_from_others(marked: Probe) -> None:
+    crowd = dataclasses.replace(marked.crowd, cameras=np.array([2, 2, 3, 1, 2, 3]))
+    rows = measure(Probe(crowd, marked.pairs, Reader()), [Renderer("ours", redraw)], seed=0).rows
+    assert rows["source, target's camera"]["joints"] == 12  # of person 1
+    assert rows["source, another camera"]["joints"] == 16  # of person 2
+    assert rows["nearest pose, another camera"] == rows["nearest pose"]  # that of camera 3
+    assert "nearest pose, target's camera" not in rows
+    assert not [name for name in rows if name.startswith(("ours,", "blurred mean,"))]
+
+
 def test_a_score_of_one_person_alone_has_no_interval(marked: Probe) -> None:
     scores = marked.score(marked.crowd.images[marked.targets])
     one = dataclasses.replace(scores, upper=np.array([1.0, np.nan]))  # out of the second's picture
@@ -364,8 +374,10 @@ def test_the_tool_measures_an_untrained_model(
     assert main(flags) == 0
     figures = json.loads(Path(out["figures.json"]).read_text())
     assert figures["pairs"] == 4
-    assert [row.get("evaluations") for row in figures["rows"].values()] == [
-        None, 3, 1, 0, None, None, None,
+    drawn = {name: row for name, row in figures["rows"].items() if "evaluations" in row}
+    assert [row["evaluations"] for row in drawn.values()] == [3, 1, 0]
+    assert [name for name in figures["rows"] if name not in drawn and "," not in name] == [
+        "true target", "source", "nearest pose", "blurred mean",
     ]  # fmt: skip
     assert load_image(out["sheet.png"]).shape[0] == 20 + 4 * (2 * 128 + 4)
     text = capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,12 +38,24 @@ def commands() -> Iterator[tuple[str, str, str]]:
                 yield page.name, match[1], match[2].partition("  #")[0].strip()
 
 
-COMMANDS = list(commands())
+def recipes() -> Iterator[tuple[str, str, str]]:
+    """The same of what make would run for the tables."""
+    targets = ["demo", "results", "results-quick", "real", "bundled", "paper"]
+    made = ["make", "--dry-run", "SETUP=0", "PY=python", "WEIGHTS=README.md", *targets]
+    shown = subprocess.run(made, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for line in dict.fromkeys(shown.replace("\\\n", " ").splitlines()):
+        match = COMMAND.search(line)
+        if match and match[1] in TOOLS:
+            yield "Makefile", match[1], match[2]
+
+
+COMMANDS = [*commands(), *recipes()]
 
 
 def test_commands_are_found() -> None:
     assert len(COMMANDS) > 30
     assert ("README.md", "synthesize", "--ratio 0.4 --run runs/market1501") in COMMANDS
+    assert len([page for page, *_ in COMMANDS if page == "Makefile"]) > 40
 
 
 @pytest.mark.parametrize(("page", "tool", "arguments"), COMMANDS)

@@ -161,15 +161,24 @@ def test_weights_are_looked_for_in_the_folder_and_in_torchs_cache(
     assert found["ResNet50"] == [
         f"missing: re-ID starts from scratch, until student.pth is in {tmp_path}/cache/checkpoints"
     ]
-    write_bytes(tmp_path / "cache/checkpoints/student.pth", b"\x80" * 2_000_000)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "cache/checkpoints").mkdir(parents=True)
+    weights = {"layer.weight": torch.zeros(20_000)}
+    torch.save(weights, tmp_path / "cache/checkpoints/student.pth")
+    torch.save(weights, tmp_path / "mine/keypointrcnn_resnet50_fpn_coco-fc266e95.pth")
     write_bytes(tmp_path / "mine/inception_v3_google-0cc3c7bd.pth", b"<!doctype html>")
-    write_bytes(tmp_path / "mine/keypointrcnn_resnet50_fpn_coco-fc266e95.pth", b"\x80" * 1000)
     found = states(doctor.weight_files(tmp_path / "mine", "student.pth"))
-    assert found["ResNet50"][0].endswith("student.pth, 2 MB")
+    assert found["ResNet50"][0].endswith("student.pth, 0.02 M values")
     assert found["Inception"][0].startswith("problem: ")
     assert "a web page, not the weights" in found["Inception"][0]
     assert found["AlexNet"][0].startswith("missing: no LPIPS")
     assert found["pose network"][0].startswith("ok: ")
+    for file in tmp_path.glob("*/**/*.pth"):
+        write_bytes(file, file.read_bytes()[: file.stat().st_size // 2])
+    found = states(doctor.weight_files(tmp_path / "mine", "student.pth"))
+    for name in ("ResNet50", "pose network"):
+        assert found[name][0].startswith("problem: ")
+        assert "not a whole weight file, perhaps cut off" in found[name][0]
 
 
 # ---------------------------------------------------------------- data

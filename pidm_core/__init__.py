@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pidm_core.files import encode_png as encode_png
     from pidm_core.files import load_image as load_image
     from pidm_core.files import parse_json as parse_json
+    from pidm_core.files import quoted as quoted
     from pidm_core.files import read_image_file as read_image_file
     from pidm_core.files import read_json as read_json
     from pidm_core.files import refuse_path as refuse_path
@@ -113,6 +114,7 @@ _HOME = {
     "parse_json": "files",
     "passes_patn": "keypoints",
     "place": "hardware",
+    "quoted": "files",
     "read_image_file": "files",
     "read_json": "files",
     "read_keypoints": "keypoints",

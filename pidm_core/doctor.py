@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pidm_core.files import ENVIRONMENT, UserError, load_image
+from pidm_core.files import ENVIRONMENT, UserError, load_image, quoted
 
 if TYPE_CHECKING:
     from pidm_core.data import Record
@@ -67,7 +67,9 @@ def next_training(data: str | Path) -> str:
     import torch
 
     size = "small" if torch.cuda.is_available() else "tiny"  # a month of a CPU, or an hour
-    return f"python tools/train_pidm.py --config configs/market1501_{size}.yaml --data {data}"
+    return (
+        f"python tools/train_pidm.py --config configs/market1501_{size}.yaml --data {quoted(data)}"
+    )
 
 
 def _guarded(name: str, look: Callable[[], Iterator[Check]]) -> Iterator[Check]:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -308,6 +309,11 @@ def refuse_path(name: object, where: str) -> str:
         raise UserError(f"{where}: {str(name)[:80]!r} is not the name of a file", BAD_DATA)
     refuse_way_out(name, where)
     return name
+
+
+def quoted(path: str | Path) -> str:
+    """A path as a shell takes it, for a command that a message names."""
+    return shlex.quote(str(path))
 
 
 def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:

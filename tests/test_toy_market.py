@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
@@ -291,3 +292,12 @@ def test_the_oracle_refuses_strangers(root: Path) -> None:
         render(np.zeros((1, 128, 64, 3), np.uint8), joints[None], [0])
     with pytest.raises(UserError, match="a pose"):
         render(load_image(record.path)[None], joints[None] + 1, [0])
+
+
+def test_the_next_command_is_one_that_a_shell_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "drawn people"
+    assert main(["--preset", "tiny", "--out", str(out)]) == 0
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert words[words.index("--data") + 1] == str(out)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pidm_core import DONE, UserError, parse, run
+from pidm_core import DONE, UserError, parse, quoted, run
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{options.out}: nothing was written")
         return DONE
     print(
-        f"{options.out}: converted. "
-        f"Next: python tools/synthesize.py --run {options.out} --data data/market1501 --ratio 0.4"
+        f"{options.out}: converted. Next: python tools/synthesize.py --run {quoted(options.out)} "
+        "--data data/market1501 --ratio 0.4"
     )
     return DONE
 

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from pidm_core import BAD_DATA, DONE, UserError, parse, run
+from pidm_core import BAD_DATA, DONE, UserError, parse, quoted, run
 
 FEW = 100
 
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"-> {out}. Next:")
     if not joints:
         csv = out / "market-annotation-train.csv"
-        print(f"  python tools/extract_poses.py --data {out} --out {csv}")
+        print(f"  python tools/extract_poses.py --data {quoted(out)} --out {quoted(csv)}")
     print(f"  {next_training(out)}")
     return DONE
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pidm_core.config import DistillConfig
-from pidm_core.files import DONE, run
+from pidm_core.files import DONE, quoted, run
 from pidm_core.options import narrowed, parse
 
 
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"stopped and saved at step {step.step}; the same command goes on")
             return step.stopping
     print(f"{folder}: trained. Next:")
-    print(f"  python tools/compare_models.py --models {config.teacher},{folder}")
+    print(f"  python tools/compare_models.py --models {quoted(f'{config.teacher},{folder}')}")
     return DONE
 
 

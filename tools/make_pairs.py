@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pidm_core import BAD_DATA, DONE, UserError, parse, run
+from pidm_core import BAD_DATA, DONE, UserError, parse, quoted, run
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         return DONE
     print(f"{counted}. Next:")
     tool = "render_pairs.py" if split == "test" else "train_pidm.py --config FILE"
-    print(f"  python tools/{tool} --data {source.parent} --keypoints {source} --pairs {out}")
+    files = f"--data {quoted(source.parent)} --keypoints {quoted(source)} --pairs {quoted(out)}"
+    print(f"  python tools/{tool} {files}")
     return DONE
 
 

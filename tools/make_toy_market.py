@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from pidm_core.files import DONE, run
+from pidm_core.files import DONE, quoted, run
 from pidm_core.options import parse
 
 
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     out, _ = settings.pop("out"), settings.pop("dry_run")
     root = make(out, progress=partial(track, label=f"draw {out}", unit="images"), **settings)
     print(f"{root}: done. Next:")
-    print(f"  python tools/synthesize.py --run toy_market --data {options.out} --ratio 0.4")
+    print(f"  python tools/synthesize.py --run toy_market --data {quoted(out)} --ratio 0.4")
     return DONE
 
 

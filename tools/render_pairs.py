@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pidm_core import DONE, Sampling, UserError, parse, run
+from pidm_core import DONE, Sampling, UserError, parse, quoted, run
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     pair_images.write_truth(people, pairs, out)  # a folder of other pairs has been refused by now
     print(f"{out}: {total:,} images of {len(pairs):,} pairs. Next:")
     print(
-        f"  python tools/evaluate_images.py --generated {out}/images --targets {out}/targets "
-        "--real FOLDER-OF-TRAINING-IMAGES"
+        f"  python tools/evaluate_images.py --generated {quoted(out / 'images')} "
+        f"--targets {quoted(out / 'targets')} --real FOLDER-OF-TRAINING-IMAGES"
     )
     return DONE
 

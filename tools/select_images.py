@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pidm_core import DONE, UserError, parse, run
+from pidm_core import DONE, UserError, parse, quoted, run
 from pidm_reid.config import NetworkConfig, SelectionConfig
 
 
@@ -73,7 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         number = sum(choice.reason == reason for choice in choices)
         doubtful = sum(choice.reason == reason for choice in kept)
         print(f"  {number:6,} {reason} ({doubtful:,} kept for want of better ones)")
-    print(f"Next:\n  python tools/train_reid.py --augmented {out}\n  python tools/report.py {out}")
+    print(f"Next:\n  python tools/train_reid.py --augmented {quoted(out)}")
+    print(f"  python tools/report.py {quoted(out)}")
     return DONE
 
 

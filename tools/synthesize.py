@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pidm_core import DONE, SKIPPED, Sampling, UserError, parse, run, stop_after
+from pidm_core import DONE, SKIPPED, Sampling, UserError, parse, quoted, run, stop_after
 from pidm_reid.config import PlanPolicy
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _next(work: Work, out: Path) -> str:
     """The command that trains on the folder; of drawn people a small one, for minutes."""
     from pidm_core import is_drawn
 
-    command = f"  python tools/train_reid.py --augmented {out}"
+    command = f"  python tools/train_reid.py --augmented {quoted(out)}"
     if not is_drawn(work.real[0]):
         return command
     short = "--batch-size 8 --standard.steps 60 --standard.warmup-steps 6 --finetune.steps 30"

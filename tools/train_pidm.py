@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pidm_core import DONE, PIDMConfig, parse, run, stop_after
+from pidm_core import DONE, PIDMConfig, parse, quoted, run, stop_after
 from pidm_core.options import narrowed
 
 
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         if step.stopping:
             say(f"stopped and saved at step {step.step}; the same command goes on")
             return step.stopping
-    say(f"{folder}: trained. Next: python tools/synthesize.py --run {folder} --ratio 0.4")
+    say(f"{folder}: trained. Next: python tools/synthesize.py --run {quoted(folder)} --ratio 0.4")
     return DONE
 
 

@@ -43,11 +43,14 @@ class Check:
         return f"{self.state:8} {self.name:12} {self.text}"
 
 
-def examine(data: str, weights: str, *, student_file: str) -> Iterator[Check]:
+def examine(
+    data: str, weights: str, *, student_file: str, keypoints: str = "", pairs: str = ""
+) -> Iterator[Check]:
     """Look at everything and yield each finding.
 
     data: a folder of people, "" = none; weights: a folder of weight files beside torch's cache;
-    student_file: name of the ResNet50's file, which only the re-ID side knows.
+    student_file: name of the ResNet50's file, which only the re-ID side knows; keypoints, pairs:
+    files of the people's joints and pairs, "" = those beside the images.
     """
     yield from packages("pidm-reid")
     yield from _guarded("torchvision", torchvision)
@@ -57,19 +60,19 @@ def examine(data: str, weights: str, *, student_file: str) -> Iterator[Check]:
     yield from _guarded("toy model", toy_model)
     yield from _guarded("weights", lambda: weight_files(Path(weights), student_file))
     if data:
-        yield from _guarded("data", lambda: people(Path(data)))
+        yield from _guarded("data", lambda: people(Path(data), keypoints, pairs))
     else:
         yield Check("data", "missing", "none named; --data DIR looks at a folder of people")
 
 
-def next_training(data: str | Path) -> str:
+def next_training(data: str | Path, keypoints: str | Path = "", pairs: str | Path = "") -> str:
     """The command that trains PIDM on a folder of people, in a size for this machine."""
     import torch
 
     size = "small" if torch.cuda.is_available() else "tiny"  # a month of a CPU, or an hour
-    return (
-        f"python tools/train_pidm.py --config configs/market1501_{size}.yaml --data {quoted(data)}"
-    )
+    files = {"data": data, "keypoints": keypoints, "pairs": pairs}
+    flags = "".join(f" --{name} {quoted(path)}" for name, path in files.items() if path)
+    return f"python tools/train_pidm.py --config configs/market1501_{size}.yaml{flags}"
 
 
 def _guarded(name: str, look: Callable[[], Iterator[Check]]) -> Iterator[Check]:
@@ -244,7 +247,7 @@ def _weight_file(name: str, path: Path) -> Check:
 # ---------------------------------------------------------------- data
 
 
-def people(root: Path) -> Iterator[Check]:
+def people(root: Path, keypoints: str = "", pair_list: str = "") -> Iterator[Check]:
     """A folder of people: its images, joints and pairs, query and gallery."""
     from pidm_core.data import has_market1501, make_pairs, read_market1501
     from pidm_core.datasets import pose_images, read_people
@@ -253,7 +256,7 @@ def people(root: Path) -> Iterator[Check]:
     images = pose_images(root)
     yield _images("images", images)
     yield _decoded(images)
-    found = read_people(root)
+    found = read_people(root, keypoints=keypoints, pairs=pair_list)
     joints = [found.keypoints.get(record.name, NOBODY) for record in found.records]
     some = sum(not missing(one).all() for one in joints)
     whole = sum(bool(passes_patn(one)) for one in joints)

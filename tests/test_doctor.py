@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from people import make_market
 
-from pidm_core import DONE, ENVIRONMENT, doctor, write_bytes
+from pidm_core import DONE, ENVIRONMENT, UserError, doctor, write_bytes
 from pidm_core.doctor import Check
 from tools.doctor import main
 
@@ -224,7 +225,43 @@ def test_people_are_counted_only_where_the_names_tell_them(tmp_path: Path) -> No
     assert "(36 of 36 names here do not)" in found["data"][0]
 
 
+@pytest.fixture
+def nameless(tmp_path: Path) -> dict[str, str]:
+    """A folder whose names tell nobody, and the files that do: --data, --keypoints, --pairs."""
+    home = make_market(tmp_path, train=2) / "market1501"
+    names = sorted(path.name for path in (home / "bounding_box_train").iterdir())
+    joints = (home / "market-annotation-train.csv").read_text()
+    (tmp_path / "own people").mkdir()
+    for number, name in enumerate(names):
+        shutil.move(home / "bounding_box_train" / name, tmp_path / f"own people/{number}.jpg")
+        joints = joints.replace(name, f"{number}.jpg")
+    write_bytes(tmp_path / "joints.csv", joints.encode())
+    write_bytes(tmp_path / "pairs.csv", b"from,to\n1.jpg,2.jpg\n2.jpg,3.jpg\n")
+    files = {"data": "own people", "keypoints": "joints.csv", "pairs": "pairs.csv"}
+    return {name: str(tmp_path / file) for name, file in files.items()}
+
+
+def test_people_of_nameless_files_are_told_by_joints_and_pairs(nameless: dict[str, str]) -> None:
+    root = Path(nameless["data"])
+    with pytest.raises(UserError):
+        states(doctor.people(root))
+    found = states(doctor.people(root, nameless["keypoints"], nameless["pairs"]))
+    assert found["images"] == [f"ok: 12 in {root}"]
+    assert found["joints"] == ["ok: in 11 of 12 images, shoulders and hips in 11; 2 training pairs"]
+
+
 # ---------------------------------------------------------------- the tool
+
+
+def test_the_tool_names_the_training_on_nameless_files(
+    nameless: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [word for name, file in nameless.items() for word in (f"--{name}", file)]
+    assert main(flags) == DONE
+    command = capsys.readouterr().out.splitlines()[-1].partition("Next: ")[2]
+    assert shlex.split(command)[-6:] == flags
+    with pytest.raises(UserError, match="of which people"):
+        main(flags[2:])
 
 
 def test_the_tool_fails_only_for_problems(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pidm_core import DONE, ENVIRONMENT, parse, run
+from pidm_core import DONE, ENVIRONMENT, UserError, parse, run
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,10 @@ class Options:
 
     data: str = ""
     """Folder of people to look at, such as data/market1501."""
+    keypoints: str = ""
+    """Keypoint file of the people (default: the one beside them)."""
+    pairs: str = ""
+    """Pair list of the people (default: the one beside them, else all pairs)."""
     weights: str = "weights"
     """Folder of weight files, looked at beside torch's own cache."""
 
@@ -30,13 +34,23 @@ def main(argv: list[str] | None = None) -> int:
     from pidm_reid.config import IMAGENET_FILE
 
     problems = 0
-    for check in examine(options.data, options.weights, student_file=IMAGENET_FILE):
+    files = options.keypoints, options.pairs
+    if any(files) and not options.data:
+        raise UserError("keypoints, pairs: of which people? give --data DIR too")
+    for check in examine(
+        options.data,
+        options.weights,
+        student_file=IMAGENET_FILE,
+        keypoints=files[0],
+        pairs=files[1],
+    ):
         print(check, flush=True)
         problems += check.state == "problem"
     if problems:
         print(f"problems: {problems}; mend them as said above, and run this again")
         return ENVIRONMENT
-    print(f"No problem. Next: {next_training(options.data) if options.data else 'make demo'}")
+    training = next_training(options.data, *files) if options.data else "make demo"
+    print(f"No problem. Next: {training}")
     return DONE
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pidm_core import BAD_DATA, DONE, SKIPPED, UserError, parse, quoted, run
+from pidm_core import BAD_DATA, DONE, SKIPPED, UserError, parse, run
 
 if TYPE_CHECKING:
     from pidm_core import Record
@@ -82,7 +82,7 @@ def _estimate(
         raise UserError(f"{options.data}: no image could be read, as {broken[0]}", BAD_DATA)
     estimator.write_sheet(out.with_suffix(".png"), images, keypoints)
     print(f"{out}: joints of {len(keypoints):,} images; look at {out.with_suffix('.png')}. Next:")
-    print(f"  {next_training(options.data)} --keypoints {quoted(out)}")
+    print(f"  {next_training(options.data, keypoints=out)}")
     for line in broken:
         print(f"left out: {line}", file=sys.stderr)
     return SKIPPED if broken else DONE

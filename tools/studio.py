@@ -25,6 +25,8 @@ class Options:
     """Folder of people with keypoints, to choose from (default: a few are drawn)."""
     keypoints: str = ""
     """Keypoint file of the images (default: the one beside them)."""
+    pairs: str = ""
+    """Pair list, which a folder without identities in its names needs."""
     port: int = 8000
     """Port on 127.0.0.1 (0 = any that is free)."""
 
@@ -61,7 +63,7 @@ def _people(options: Options, folder: str) -> People:
 
     if not options.data:
         toy_market.make(folder, preset="tiny", workers=1)
-    return read_people(options.data or folder, keypoints=options.keypoints)
+    return read_people(options.data or folder, keypoints=options.keypoints, pairs=options.pairs)
 
 
 if __name__ == "__main__":

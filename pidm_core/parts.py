@@ -145,13 +145,17 @@ def compiled(config: ModelConfig | None = None, batch: int = 16) -> Iterator[Par
         yield Part(what, "torch.compile", acts, batch, note=note)
 
 
+def check_clone(folder: str | Path) -> None:
+    """UserError for a folder that is no clone of ankanbhunia/PIDM."""
+    if not (Path(folder) / AUTHORS).is_file():
+        raise UserError(f"{folder}: no clone of ankanbhunia/PIDM ({AUTHORS} is not there)")
+
+
 def authors(clone: str | Path, size: tuple[int, int] = (128, 64)) -> Iterator[Part]:
     """A guided step of `style` by the authors' network, and by ours with its weights.
 
-    clone: of ankanbhunia/PIDM; its code is imported. UserError if it is none.
+    clone: of ankanbhunia/PIDM (`check_clone`); its code is imported.
     """
-    if not (Path(clone) / AUTHORS).is_file():
-        raise UserError(f"{clone}: no clone of ankanbhunia/PIDM ({AUTHORS} is not there)")
     sys.path.insert(0, str(clone))
     try:
         from models.unet_autoenc import BeatGANsAutoencConfig  # type: ignore[import-not-found]

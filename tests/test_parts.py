@@ -100,4 +100,4 @@ def test_torch_compile_is_beside_our_step() -> None:
 
 def test_another_folder_is_no_clone_of_the_authors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no clone of ankanbhunia/PIDM"):
-        next(parts.authors(tmp_path))
+        tool.main(["--authors", str(tmp_path)])

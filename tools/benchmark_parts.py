@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         "files": parts.files,
     }
     if options.authors:
+        parts.check_clone(options.authors)
         jobs["the authors' code"] = partial(parts.authors, options.authors)
     if options.dry_run:
         print(", ".join(jobs))

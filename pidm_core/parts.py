@@ -39,6 +39,7 @@ class Part:
     count: int = 1  # things done by a call, over which its seconds are shared out
     ours: Sequence[str] = ("",)  # the names of our ways
     note: str = ""
+    learns: bool = False  # else no gradients are asked for
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Figure:
 
 def measure(part: Part) -> Iterator[Figure]:
     """One figure for each of our ways."""
-    slow, *fast = benchmark.in_turns(part.acts)
+    with torch.inference_mode(not part.learns):
+        slow, *fast = benchmark.in_turns(part.acts)
     for name, seconds in zip(part.ours, fast, strict=True):
         what = part.what + f", {name}" * bool(name)
         both = slow / part.count, seconds / part.count
@@ -86,7 +88,7 @@ def norms(shape: tuple[int, int, int, int] = (32, 64, 64, 32)) -> Iterator[Part]
         x = random(shape, dtype).requires_grad_()
         acts = [partial(gradient, norm.to(dtype), x) for norm in both]
         what = f"GroupNorm and its gradient, {_size(shape)}, {benchmark.name_of(dtype)}"
-        yield Part(what, "torch", acts)
+        yield Part(what, "torch", acts, learns=True)
 
 
 def silus(shape: tuple[int, int, int, int] = (8, 128, 128, 64)) -> Iterator[Part]:
@@ -95,12 +97,8 @@ def silus(shape: tuple[int, int, int, int] = (8, 128, 128, 64)) -> Iterator[Part
         return
     h = random(shape, torch.bfloat16)
     acts = [partial(F.silu, h), partial(by_onednn, h, "swish")]
-    with torch.inference_mode():
-        yield Part(f"SiLU, 10^6 values of {_size(shape)}, bfloat16", "torch", acts, _million(h))
-
-
-def _million(h: Tensor) -> int:
-    return max(1, h.numel() // 10**6)
+    millions = max(1, h.numel() // 10**6)
+    yield Part(f"SiLU, 10^6 values of {_size(shape)}, bfloat16", "torch", acts, millions)
 
 
 def convolutions(
@@ -116,8 +114,7 @@ def convolutions(
         ours.frozen = True
         placement, x = Placement(CPU, torch.float32), random(shape, torch.float32)
         acts = [partial(placement.module(conv), x) for conv in (theirs, ours)]
-        with torch.inference_mode():
-            yield Part(f"3x3 convolution, {_size(shape)}, float32", "torch", acts)
+        yield Part(f"3x3 convolution, {_size(shape)}, float32", "torch", acts)
 
 
 # ---------------------------------------------------------------- sampling
@@ -141,8 +138,8 @@ def compiled(config: ModelConfig | None = None, batch: int = 16) -> Iterator[Par
         begin = time.perf_counter()
         acts[0]()
         note = f"its first call took {time.perf_counter() - begin:.0f} s"
-        what = f"guided step of style, an image of {batch}, bundled model's network"
-        yield Part(what, "torch.compile", acts, batch, note=note)
+    what = f"guided step of style, an image of {batch}, bundled model's network"
+    yield Part(what, "torch.compile", acts, batch, note=note)
 
 
 def check_clone(folder: str | Path) -> None:
@@ -175,21 +172,21 @@ def authors(clone: str | Path, size: tuple[int, int] = (128, 64)) -> Iterator[Pa
     state, diffusion = network.state_dict(), Diffusion(DiffusionConfig())
     config = official.structure(state, size)
     plain = official.from_state_dict(state, config)
-    with torch.inference_mode():
-        for batch in (1, 8):
-            given = benchmark.conditions(config, batch, CPU)
+    for batch in (1, 8):
+        given = benchmark.conditions(config, batch, CPU)
+        with torch.inference_mode():
             texture = [network.encode(x)["cond"] for x in (given.x_s, torch.zeros_like(given.x_s))]
-            theirs = partial(_authors_step, network, given, texture)
             ways = [benchmark.reference(plain, diffusion, given, "style")]
             for dtype in precisions():
                 placement = Placement(CPU, dtype)
                 model = placement.module(official.from_state_dict(state, config))
                 ways.append(benchmark.ours(model, diffusion, given, "style", placement))
                 model.freeze()
-            ours = ["our reference", *map(benchmark.name_of, precisions())]
-            what = f"guided step of style, an image of {batch}, paper's network"
-            acts = [theirs, *(partial(way, given.y_t, given.t) for way in ways)]
-            yield Part(what, "the authors' code", acts, batch, ours)
+        theirs = partial(_authors_step, network, given, texture)
+        ours = ["our reference", *map(benchmark.name_of, precisions())]
+        what = f"guided step of style, an image of {batch}, paper's network"
+        acts = [theirs, *(partial(way, given.y_t, given.t) for way in ways)]
+        yield Part(what, "the authors' code", acts, batch, ours)
 
 
 def _authors_step(network: Any, given: benchmark.Conditions, texture: list[Any]) -> Tensor:

@@ -36,7 +36,7 @@ def test_both_ways_have_the_same_result(
     if name == "ResNet50":  # batch norm over four images would make much of bfloat16's rounding
         monkeypatch.setattr(parts, "precisions", lambda: [torch.float32])
     for part in job():
-        with torch.inference_mode(name not in ("GroupNorm", "ResNet50")):
+        with torch.inference_mode(not part.learns):
             expected, found = (_array(act()) for act in part.acts)
         assert np.abs(expected).max() > 0
         assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max(), part.what
@@ -59,8 +59,10 @@ def test_a_ranking_is_beside_its_product_and_torchreids() -> None:
 
 
 def test_a_part_is_measured_in_turns_for_each_of_its_ways(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "in_turns", lambda acts: [8.0, 4.0, 1.0][: len(acts)])
-    acts = [int] * 3
+    acts = [torch.is_inference_mode_enabled] * 3
+    monkeypatch.setattr(
+        benchmark, "in_turns", lambda acts: [8.0, 4.0, 1.0] if acts[0]() else [0.0, 0.0, 0.0]
+    )
     slow, fast = parts.measure(Part("a step", "theirs", acts, 4, ["plain", "bf16"], "a note"))
     assert slow == Figure("a step, plain", "theirs", 2.0, 1.0, 2.0, "a note")
     assert fast == Figure("a step, bf16", "theirs", 2.0, 0.25, 8.0, "a note")

@@ -98,7 +98,7 @@ def resnets(
             model.to(memory_format=torch.channels_last).train()
         acts = [partial(gradient, model, x, pids) for model in both]
         what = f"ResNet50's training step, an image of {height}x{width}, {name_of(dtype)}"
-        yield Part(what, "torch", acts, batch)
+        yield Part(what, "torch", acts, batch, learns=True)
 
 
 def rankings(queries: int = 3368, images: int = 19732, few: int = 24) -> Iterator[Part]:

@@ -88,10 +88,15 @@ def network(config: ModelConfig) -> PIDM:
     """Random weights, none of them zero: a new network would hide its conditions."""
     torch.manual_seed(0)
     model = PIDM(config).eval()
+    fill_zeros(model)
+    return model
+
+
+def fill_zeros(model: nn.Module) -> None:
+    """Random values for the parameters that are all zero."""
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
-    return model
 
 
 def hardware(placement: Placement) -> str:

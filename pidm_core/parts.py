@@ -1,15 +1,16 @@
-"""Single parts of ours beside what they replace: ways to the same result, to be timed in turns."""
+"""Single parts of ours beside what they replace, to be timed in turns on a CPU."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,12 @@ AUTHORS = "models/unet_autoenc.py"
 
 @dataclass(frozen=True)
 class Part:
-    """The other way, then ours; each call has the same result."""
+    """The other way, then ours; tensors that calls give are equal but for rounding."""
 
     what: str
     other: str  # the name of that way
     acts: Sequence[Callable[[], Any]]
-    count: int = 1  # things done by a call, over which its seconds are shared out
+    count: float = 1  # things done by a call, over which its seconds are shared out
     ours: Sequence[str] = ("",)  # the names of our ways
     note: str = ""
     learns: bool = False  # else no gradients are asked for
@@ -51,24 +52,38 @@ class Figure:
     other_seconds: float
     seconds: float
     ratio: float
+    difference: float | None  # of the result, relative to its largest value
     note: str
+
+
+HEADING = f"{'':88} {'the other':>12} {'ours':>12} {'times faster':>12} {'difference':>10}"
 
 
 def measure(part: Part) -> Iterator[Figure]:
     """One figure for each of our ways."""
     with torch.inference_mode(not part.learns):
-        slow, *fast = benchmark.in_turns(part.acts)
-    for name, seconds in zip(part.ours, fast, strict=True):
+        expected, *found = (act() for act in part.acts)
+        differences = [_difference(expected, one) for one in found]
+        slow, *fast = benchmark.in_turns(part.acts, before=0)
+    for name, seconds, difference in zip(part.ours, fast, differences, strict=True):
         what = part.what + f", {name}" * bool(name)
         both = slow / part.count, seconds / part.count
-        yield Figure(what, part.other, *both, slow / seconds, part.note)
+        yield Figure(what, part.other, *both, slow / seconds, difference, part.note)
+
+
+def _difference(expected: Any, found: Any) -> float | None:
+    if not (isinstance(expected, Tensor) and isinstance(found, Tensor)):
+        return None
+    return float((found.float() - expected.float()).abs().max() / expected.float().abs().max())
 
 
 def line(figure: Figure) -> str:
-    """A figure for reading."""
+    """A figure for reading, under HEADING."""
     both = (f"{1000 * s:9.2f} ms" for s in (figure.other_seconds, figure.seconds))
+    difference = "" if figure.difference is None else f"{figure.difference:.0e}"
     what = f"{figure.what}: {figure.other}"
-    return f"{what:82} {' '.join(both)} {figure.ratio:6.2f}  {figure.note}".rstrip()
+    text = f"{what:88} {' '.join(both)} {figure.ratio:12.2f} {difference:>10}  {figure.note}"
+    return text.rstrip()
 
 
 # ---------------------------------------------------------------- layers
@@ -76,29 +91,30 @@ def line(figure: Figure) -> str:
 
 def norms(shape: tuple[int, int, int, int] = (32, 64, 64, 32)) -> Iterator[Part]:
     """GroupNorm forward and backward in channels_last."""
-    both = nn.GroupNorm(GROUPS, shape[1]), GroupNorm(shape[1])
 
-    def gradient(norm: nn.Module, x: Tensor) -> Tensor:
+    def gradient(norm: nn.Module, x: Tensor, dy: Tensor) -> Tensor:
         x.grad = None
-        norm(x).backward(x.detach().roll(1, 1))
+        norm(x).backward(dy)
         assert x.grad is not None
         return x.grad
 
     for dtype in precisions():
         x = random(shape, dtype).requires_grad_()
-        acts = [partial(gradient, norm.to(dtype), x) for norm in both]
+        dy = x.detach().roll(1, 1)  # of x itself nothing would come through
+        both = nn.GroupNorm(GROUPS, shape[1]), GroupNorm(shape[1])
+        acts = [partial(gradient, norm.to(dtype), x, dy) for norm in both]
         what = f"GroupNorm and its gradient, {_size(shape)}, {benchmark.name_of(dtype)}"
         yield Part(what, "torch", acts, learns=True)
 
 
 def silus(shape: tuple[int, int, int, int] = (8, 128, 128, 64)) -> Iterator[Part]:
-    """SiLU of a large map in bfloat16, a million values."""
+    """SiLU of a large map in bfloat16, a million values; both ways into a new map."""
     if torch.bfloat16 not in precisions():
         return
     h = random(shape, torch.bfloat16)
     acts = [partial(F.silu, h), partial(by_onednn, h, "swish")]
-    millions = max(1, h.numel() // 10**6)
-    yield Part(f"SiLU, 10^6 values of {_size(shape)}, bfloat16", "torch", acts, millions)
+    what = f"SiLU, 10^6 values of {_size(shape)}, bfloat16"
+    yield Part(what, "torch", acts, h.numel() / 1e6)
 
 
 def convolutions(
@@ -125,12 +141,15 @@ def compiled(config: ModelConfig | None = None, batch: int = 16) -> Iterator[Par
     if shutil.which("g++") is None:
         return  # torch.compile needs it
     config = config or load_config(PIDMConfig, benchmark.BUNDLED).model
-    placement, diffusion = place(), Diffusion(DiffusionConfig())
-    given = benchmark.conditions(config, batch, placement.device)
-    with torch.inference_mode():
-        other, ours = (placement.module(benchmark.network(config)) for _ in range(2))
-        other.compile()
-        ours.freeze()
+    from torch._inductor.config import patch
+    from torch._inductor.utils import fresh_cache
+
+    placement, diffusion = place(device=CPU), Diffusion(DiffusionConfig())
+    given = benchmark.conditions(config, batch, CPU)
+    other, ours = (placement.module(benchmark.network(config)) for _ in range(2))
+    other.denoiser.compile()
+    ours.freeze()
+    with torch.inference_mode(), fresh_cache(), patch(freezing=True):
         acts = [
             partial(benchmark.ours(model, diffusion, given, "style", placement), given.y_t, given.t)
             for model in (other, ours)
@@ -138,7 +157,7 @@ def compiled(config: ModelConfig | None = None, batch: int = 16) -> Iterator[Par
         begin = time.perf_counter()
         acts[0]()
         note = f"its first call took {time.perf_counter() - begin:.0f} s"
-    what = f"guided step of style, an image of {batch}, bundled model's network"
+    what = f"guided step of style, batch {batch}, per image, bundled model's network"
     yield Part(what, "torch.compile", acts, batch, note=note)
 
 
@@ -166,9 +185,7 @@ def authors(clone: str | Path, size: tuple[int, int] = (128, 64)) -> Iterator[Pa
         channel_mult=(1, 1, 2, 2, 4, 4), resblock_updown=True, resnet_two_cond=True,
         enc_channel_mult=(1, 1, 2, 2, 4, 4, 4), enc_pool="adaptivenonzero",
     ).make_model().eval()  # fmt: skip
-    for parameter in network.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.02)
+    benchmark.fill_zeros(network)
     state, diffusion = network.state_dict(), Diffusion(DiffusionConfig())
     config = official.structure(state, size)
     plain = official.from_state_dict(state, config)
@@ -184,7 +201,7 @@ def authors(clone: str | Path, size: tuple[int, int] = (128, 64)) -> Iterator[Pa
                 model.freeze()
         theirs = partial(_authors_step, network, given, texture)
         ours = ["our reference", *map(benchmark.name_of, precisions())]
-        what = f"guided step of style, an image of {batch}, paper's network"
+        what = f"guided step of style, batch {batch}, per image, paper's network"
         acts = [theirs, *(partial(way, given.y_t, given.t) for way in ways)]
         yield Part(what, "the authors' code", acts, batch, ours)
 
@@ -199,22 +216,27 @@ def _authors_step(network: Any, given: benchmark.Conditions, texture: list[Any])
 
 
 def files(count: int = 160) -> Iterator[Part]:
-    """Images of noise, 128x64: each there whole or not at all, and on the disk."""
+    """Images of noise, 128x64, each on the disk before the next; ours whole or not at all."""
     data = encode_jpeg(np.random.default_rng(0).integers(0, 256, (128, 64, 3), np.uint8))
-    with tempfile.TemporaryDirectory(dir=".") as home:
-        paths = [Path(home) / f"{k}.jpg" for k in range(count)]
 
-        def write(one: Callable[[Path], object]) -> list[bytes]:
-            for path in paths:
-                one(path)
-            return [paths[0].read_bytes()]
+    def plain(path: Path) -> None:
+        with path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
 
+    def write(one: Callable[[Path], None], home: str) -> bytes:
+        for k in range(count):
+            one(Path(home) / f"{k}.jpg")
+        return (Path(home) / "0.jpg").read_bytes()
+
+    with TemporaryDirectory(dir=".") as theirs, TemporaryDirectory(dir=".") as ours:
         acts = [
-            partial(write, lambda path: path.write_bytes(data)),
-            partial(write, lambda path: write_bytes(path, data)),
+            partial(write, plain, theirs),
+            partial(write, lambda path: write_bytes(path, data), ours),
         ]
-        what = f"writing a file of {len(data) / 1000:.1f} KB, synced"
-        yield Part(what, "as it comes", acts, count)
+        what = f"writing a file of {len(data) / 1000:.1f} KB"
+        yield Part(what, "written in place and synced", acts, count)
 
 
 # ---------------------------------------------------------------- inputs and names

@@ -218,7 +218,10 @@ class Probe:
         return np.array([self._nearest_pose(target) for target in self.targets])
 
     def by_own_camera(self) -> dict[str, np.ndarray]:
-        """Which pictures of the rivals that are photographs the target's camera took, bool (N,)."""
+        """Rival -> which of its pictures the target's camera took, bool (N,).
+
+        Of the two rivals that are photographs.
+        """
         cameras = self.crowd.cameras
         of = {"source": self.sources, "nearest pose": self._nearest}
         return {rival: cameras[shown] == cameras[self.targets] for rival, shown in of.items()}

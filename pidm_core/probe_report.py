@@ -231,7 +231,7 @@ def _by_camera(probe: Probe, rival: str) -> dict[str, np.ndarray]:
     if own is None:
         return {}
     both = {"target's camera": own, "another camera": ~own}
-    return {name: pairs for name, pairs in both.items() if pairs.any()}
+    return both if own.any() and not own.all() else {}  # else one of the two is the rival itself
 
 
 def draw_pairs(probe: Probe, renderer: Renderer, *, seed: int, swapped: bool = False) -> np.ndarray:

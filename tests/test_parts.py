@@ -18,7 +18,7 @@ from pidm_core.parts import Figure, Part
 from tools import benchmark_parts as tool
 
 SMALL = {
-    "GroupNorm": (partial(parts.norms, (2, 64, 8, 4)), 0.05),
+    "GroupNorm": (partial(parts.norms, (2, 64, 8, 4)), 1e-4),
     "SiLU": (partial(parts.silus, (1, 32, 32, 16)), 1e-6),
     "convolution": (partial(parts.convolutions, [(1, 64, 32, 16)]), 1e-5),
     "ResNet50": (partial(tool.resnets, [(4, 64, 32)]), 2e-2),
@@ -35,17 +35,21 @@ def test_both_ways_have_the_same_result(
     job, tolerance = SMALL[name]
     if name == "ResNet50":  # batch norm over four images would make much of bfloat16's rounding
         monkeypatch.setattr(parts, "precisions", lambda: [torch.float32])
+    part = None
     for part in job():
         with torch.inference_mode(not part.learns):
             expected, found = (_array(act()) for act in part.acts)
         assert np.abs(expected).max() > 0
-        assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max(), part.what
+        allowed = max(tolerance, 0.05 * ("bfloat16" in part.what and name == "GroupNorm"))
+        assert np.abs(found - expected).max() <= allowed * np.abs(expected).max(), part.what
+    if part is None:
+        pytest.skip("this CPU multiplies no bfloat16")
 
 
 def _array(value: Any) -> np.ndarray:
     if isinstance(value, torch.Tensor):
         return np.asarray(value.detach().float().clone())
-    return np.frombuffer(value[0], np.uint8).astype(int)
+    return np.frombuffer(value, np.uint8).astype(int)
 
 
 def test_a_ranking_is_beside_its_product_and_torchreids() -> None:
@@ -59,16 +63,18 @@ def test_a_ranking_is_beside_its_product_and_torchreids() -> None:
 
 
 def test_a_part_is_measured_in_turns_for_each_of_its_ways(monkeypatch: pytest.MonkeyPatch) -> None:
-    acts = [torch.is_inference_mode_enabled] * 3
+    one = torch.ones(2)
+    acts = [lambda: one, lambda: one, lambda: 1.5 * one]
     monkeypatch.setattr(
-        benchmark, "in_turns", lambda acts: [8.0, 4.0, 1.0] if acts[0]() else [0.0, 0.0, 0.0]
+        benchmark,
+        "in_turns",
+        lambda acts, before: [8.0, 4.0, 1.0] if torch.is_inference_mode_enabled() else [],
     )
     slow, fast = parts.measure(Part("a step", "theirs", acts, 4, ["plain", "bf16"], "a note"))
-    assert slow == Figure("a step, plain", "theirs", 2.0, 1.0, 2.0, "a note")
-    assert fast == Figure("a step, bf16", "theirs", 2.0, 0.25, 8.0, "a note")
-    assert parts.line(fast).split() == [
-        *["a", "step,", "bf16:", "theirs"], "2000.00", "ms", "250.00", "ms", "8.00", "a", "note"
-    ]  # fmt: skip
+    assert slow == Figure("a step, plain", "theirs", 2.0, 1.0, 2.0, 0.0, "a note")
+    assert fast == Figure("a step, bf16", "theirs", 2.0, 0.25, 8.0, 0.5, "a note")
+    words = "a step, bf16: theirs 2000.00 ms 250.00 ms 8.00 5e-01 a note"
+    assert " ".join(parts.line(fast).split()) == words
 
 
 def test_the_tool_keeps_what_it_prints(
@@ -90,10 +96,16 @@ def test_the_tool_keeps_what_it_prints(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts.json"]
 
 
+@pytest.mark.slow  # it compiles for two minutes
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own code
 def test_torch_compile_is_beside_our_step() -> None:
+    torch._dynamo.reset()
+    before = torch._dynamo.utils.counters["frames"]["ok"]
     compiled = [*parts.compiled(TINY, 2)]
-    for part in compiled:  # none without a compiler
+    if not compiled:
+        pytest.skip("there is no compiler")
+    assert torch._dynamo.utils.counters["frames"]["ok"] > before
+    for part in compiled:
         with torch.inference_mode():
             expected, found = (act()[:, :3].float() for act in part.acts)
         assert float((found - expected).abs().max() / expected.abs().max()) < 0.1

@@ -122,8 +122,7 @@ def test_photographs_by_the_targets_camera_are_told_from_others(marked: Probe) -
     rows = measure(Probe(crowd, marked.pairs, Reader()), [Renderer("ours", redraw)], seed=0).rows
     assert rows["source, target's camera"]["joints"] == 12  # of person 1
     assert rows["source, another camera"]["joints"] == 16  # of person 2
-    assert rows["nearest pose, another camera"] == rows["nearest pose"]  # that of camera 3
-    assert "nearest pose, target's camera" not in rows
+    assert not [name for name in rows if name.startswith("nearest pose,")]  # both by camera 3
     assert not [name for name in rows if name.startswith(("ours,", "blurred mean,"))]
 
 

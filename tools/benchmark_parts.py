@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pidm_core import DONE, check_outputs, parse, run, write_json
 
@@ -36,29 +36,34 @@ def main(argv: list[str] | None = None) -> int:
     from pidm_core import benchmark, parts
     from pidm_core.hardware import place
 
-    machine = benchmark.hardware(place())
+    machine = benchmark.hardware(place(device=parts.CPU))
     print(machine)
-    jobs: dict[str, Callable[[], Iterator[Part]]] = {
+    jobs: dict[str, Callable[[], Iterator[Part]]] = {}
+    if options.authors:  # first, since its code may not run here
+        parts.check_clone(options.authors)
+        jobs["the authors' code"] = partial(parts.authors, options.authors)
+    jobs |= {
         "GroupNorm": parts.norms,
         "SiLU": parts.silus,
         "3x3 convolution": parts.convolutions,
-        "ResNet50's training step": resnets,
+        "ResNet50": resnets,
         "torch.compile": parts.compiled,
         "ranking": rankings,
         "files": parts.files,
     }
-    if options.authors:
-        parts.check_clone(options.authors)
-        jobs["the authors' code"] = partial(parts.authors, options.authors)
     if options.dry_run:
         print(", ".join(jobs))
         return DONE
-    print(f"{'':82} {'the other':>12} {'ours':>12} {'times faster'}", flush=True)
-    figures = []
-    for part in (part for job in jobs.values() for part in job()):
-        for figure in parts.measure(part):
-            figures.append(asdict(figure))
-            print(parts.line(figure), flush=True)
+    print(parts.HEADING, flush=True)
+    figures: list[dict[str, Any]] = []
+    for name, job in jobs.items():
+        before = len(figures)
+        for part in job():
+            for figure in parts.measure(part):
+                figures.append(asdict(figure))
+                print(parts.line(figure), flush=True)
+        if len(figures) == before:
+            print(f"{name}: cannot be measured here")
     if options.json:
         write_json(options.json, {"hardware": machine, "parts": figures})
         print(f"-> {options.json}")
@@ -70,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 def resnets(
     sizes: Sequence[tuple[int, int, int]] = ((64, 64, 32), (32, 128, 64), (8, 256, 128)),
 ) -> Iterator[Part]:
-    """A training step of ResNet50 with its small maps as products of matrices."""
+    """ResNet50 forward and backward, its small maps as products of matrices."""
     import torch
     from torch import Tensor, nn
 
@@ -84,7 +89,8 @@ def resnets(
     def gradient(model: nn.Module, x: Tensor, pids: Tensor) -> Tensor:
         model.zero_grad()
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            nn.functional.cross_entropy(model(x), pids).backward()  # type: ignore[no-untyped-call]
+            outputs = model(x)
+        nn.functional.cross_entropy(outputs.float(), pids).backward()  # type: ignore[no-untyped-call]
         found = next(model.parameters()).grad
         assert found is not None
         return found
@@ -97,7 +103,8 @@ def resnets(
         for model in both:
             model.to(memory_format=torch.channels_last).train()
         acts = [partial(gradient, model, x, pids) for model in both]
-        what = f"ResNet50's training step, an image of {height}x{width}, {name_of(dtype)}"
+        what = f"ResNet50 and its gradient, {height}x{width}, batch {batch}, per image"
+        what += f", {name_of(dtype)}"
         yield Part(what, "torch", acts, batch, learns=True)
 
 
@@ -119,7 +126,9 @@ def rankings(queries: int = 3368, images: int = 19732, few: int = 24) -> Iterato
     yield Part(f"evaluation, {queries:,} queries in {images:,}", "its matrix product", acts)
     given = query[:few] @ gallery.T, people[0][:few], people[1], cameras[0][:few], cameras[1], 50
     rankers = compat.torchreid().metrics.rank.eval_market1501, retrieval.evaluate_rank
-    yield Part("ranking, a query", "torchreid's", [partial(rank, *given) for rank in rankers], few)
+    yield Part(
+        "ranking, a query", "torchreid's Python", [partial(rank, *given) for rank in rankers], few
+    )
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ def main(argv: list[str] | None = None) -> int:
         options.data,
         options.weights,
         student_file=IMAGENET_FILE,
-        keypoints=files[0],
-        pairs=files[1],
+        keypoints=options.keypoints,
+        pairs=options.pairs,
     ):
         print(check, flush=True)
         problems += check.state == "problem"

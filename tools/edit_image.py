@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pidm_core import BAD_DATA, DONE, Sampling, UserError, parse, run
+from pidm_core import BAD_DATA, DONE, Sampling, UserError, parse, quoted, run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     strip = sheet(titles, [images], images[0].shape[:2])
     write_bytes(options.out, encode_png(strip, generated=True))
     print(f"{options.out}: {len(images)} images side by side. The same by hand:")
-    print(f"  python tools/studio.py --run {options.run}")
+    print(f"  python tools/studio.py --run {quoted(options.run)}")
     return DONE
 
 

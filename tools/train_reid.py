@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pidm_core import DONE, SKIPPED, UserError, parse, run
+from pidm_core import DONE, SKIPPED, UserError, parse, quoted, run
 from pidm_core.options import narrowed
 from pidm_reid.config import StudentConfig, decisive
 
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     for path in kept:
         path.unlink(missing_ok=True)
     where = f"-> {options.out}. " if options.out else ""
-    print(f"{where}What it was trained on: python tools/report.py {options.augmented}")
+    print(f"{where}What it was trained on: python tools/report.py {quoted(options.augmented)}")
     return code
 
 

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from pidm_core import DONE, UserError, parse, run
+from pidm_core import DONE, UserError, parse, quoted, run
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def build(argv: list[str]) -> int:
     path = write_study(page, key, Path(options.out))
     print(f"{asked}; for raters")
     print(f"{path}: what is what; not for raters. When answers are back:")
-    print(f"  python tools/user_study.py score --key {path} ANSWERS.json…")
+    print(f"  python tools/user_study.py score --key {quoted(path)} ANSWERS.json…")
     return DONE
 
 

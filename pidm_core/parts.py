@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pidm_core import benchmark, official
 from pidm_core.config import DiffusionConfig, ModelConfig, PIDMConfig
-from pidm_core.diffusion import Diffusion
+from pidm_core.diffusion import Denoise, Diffusion
 from pidm_core.files import UserError, encode_jpeg, write_bytes
 from pidm_core.hardware import Placement, fast_bf16, place
 from pidm_core.layers import GROUPS, Conv, GroupNorm, by_onednn
@@ -52,7 +52,7 @@ class Figure:
     other_seconds: float
     seconds: float
     ratio: float
-    difference: float | None  # of the result, relative to its largest value
+    difference: float | None  # of what is sampled, relative to its largest value
     note: str
 
 
@@ -63,8 +63,8 @@ def measure(part: Part) -> Iterator[Figure]:
     """One figure for each of our ways."""
     with torch.inference_mode(not part.learns):
         expected, *found = (act() for act in part.acts)
-        differences = [_difference(expected, one) for one in found]
-        slow, *fast = benchmark.in_turns(part.acts, before=0)
+        differences = [None if part.learns else _difference(expected, one) for one in found]
+        slow, *fast = benchmark.in_turns(part.acts, before=0, rounds=5)
     for name, seconds, difference in zip(part.ours, fast, differences, strict=True):
         what = part.what + f", {name}" * bool(name)
         both = slow / part.count, seconds / part.count
@@ -151,7 +151,7 @@ def compiled(config: ModelConfig | None = None, batch: int = 16) -> Iterator[Par
     ours.freeze()
     with torch.inference_mode(), fresh_cache(), patch(freezing=True):
         acts = [
-            partial(benchmark.ours(model, diffusion, given, "style", placement), given.y_t, given.t)
+            partial(_eps, benchmark.ours(model, diffusion, given, "style", placement), given)
             for model in (other, ours)
         ]
         begin = time.perf_counter()
@@ -202,14 +202,18 @@ def authors(clone: str | Path, size: tuple[int, int] = (128, 64)) -> Iterator[Pa
         theirs = partial(_authors_step, network, given, texture)
         ours = ["our reference", *map(benchmark.name_of, precisions())]
         what = f"guided step of style, batch {batch}, per image, paper's network"
-        acts = [theirs, *(partial(way, given.y_t, given.t) for way in ways)]
+        acts = [theirs, *(partial(_eps, way, given) for way in ways)]
         yield Part(what, "the authors' code", acts, batch, ours)
 
 
 def _authors_step(network: Any, given: benchmark.Conditions, texture: list[Any]) -> Tensor:
     x = torch.cat([given.y_t, given.x_p], 1)
-    noise: Tensor = network.forward_with_cond_scale(x, given.t, texture, benchmark.W_S)[0]
-    return noise
+    eps: Tensor = network.forward_with_cond_scale(x, given.t, texture, benchmark.W_S)[0][:, :3]
+    return eps
+
+
+def _eps(denoise: Denoise, given: benchmark.Conditions) -> Tensor:
+    return denoise(given.y_t, given.t)[:, :3]
 
 
 # ---------------------------------------------------------------- files

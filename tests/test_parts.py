@@ -68,7 +68,7 @@ def test_a_part_is_measured_in_turns_for_each_of_its_ways(monkeypatch: pytest.Mo
     monkeypatch.setattr(
         benchmark,
         "in_turns",
-        lambda acts, before: [8.0, 4.0, 1.0] if torch.is_inference_mode_enabled() else [],
+        lambda acts, **_: [8.0, 4.0, 1.0] if torch.is_inference_mode_enabled() else [],
     )
     slow, fast = parts.measure(Part("a step", "theirs", acts, 4, ["plain", "bf16"], "a note"))
     assert slow == Figure("a step, plain", "theirs", 2.0, 1.0, 2.0, 0.0, "a note")
@@ -107,7 +107,7 @@ def test_torch_compile_is_beside_our_step() -> None:
     assert torch._dynamo.utils.counters["frames"]["ok"] > before
     for part in compiled:
         with torch.inference_mode():
-            expected, found = (act()[:, :3].float() for act in part.acts)
+            expected, found = (act().float() for act in part.acts)
         assert float((found - expected).abs().max() / expected.abs().max()) < 0.1
         assert part.note.startswith("its first call took ")
 

@@ -2,7 +2,9 @@
 # make demo    the whole way on drawn people     make check   style, types
 # make results the tables of docs/results.md on drawn people; results-quick: a slice in 20 minutes
 # make recipes learning rates, batches and parametrisations in equal time; generators of three lengths
-# make real    Table 3 on Market-1501 at half its size, in a day of a core (data/market1501)
+# make real    Table 3 on Market-1501 at half its size, in a day and a half of a core (data/market1501)
+# make speed   sampling, training and single parts beside plain references and, with AUTHORS=DIR, a
+#              clone of ankanbhunia/PIDM
 # make slow    the tests that take minutes or much memory
 # make test-faults   N kills, full disks, bad inputs of each kind, and a table
 # make paper   the paper's network and Table 3: eight GPUs, a week; WEIGHTS=FILE: ImageNet's, if elsewhere
@@ -17,7 +19,7 @@ WEIGHTS ?= $(HOME)/.cache/torch/hub/checkpoints/resnet50-19c8e357.pth
 # Without bytecode files every tool would compile torch's Python again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup generator pretrain demo results results-quick recipes real test test-faults slow check bundled paper
+.PHONY: setup generator pretrain demo results results-quick recipes speed real test test-faults slow check bundled paper
 ifeq ($(SETUP),1)
 READY = .venv/ready
 endif
@@ -65,10 +67,19 @@ VARIANTS := $(VARIANTS),PIDM-student-one=run=runs/toy_student_half1
 GENERATORS = PIDM-after-150=run=runs/generator_150,PIDM-after-600=run=runs/recipe_fast_y0
 GENERATORS := $(GENERATORS),PIDM-after-2400=run=runs/generator_2400
 GENERATORS := $(GENERATORS),PIDM-bundled=run=toy_market,PIDM-student-bundled=run=toy_market_student
+DEVELOPMENT = $(PY) tools/reproduce_table.py reid --config configs/demo.yaml --data data/toy_dev --run toy_market --rows Standard,Standard-same-steps,PIDM-paper
+TABLES = $(addprefix results/,reid_toy reid_toy_128 reid_toy_world2 reid_toy_ratios toy_dev_3_steps toy_dev_2_steps toy_hardness demo)
+REAL = $(addprefix results/reid_,drawn market1501_half market1501_half_40 market1501_half_40_paper market1501_half_20 market1501_half_again market1501_half_long market1501_half_real)
+STEPS = :50 :20 :10 :6 :4 :3 :2 :1 :10:dpm++ :6:dpm++ :4:dpm++ :3:dpm++
+STEPS += :20:none :10:none :6:none :3:none :2:none :1:none :3:dcf :10:dcf
+STEPS += :10:0-0.5 :10:0.5-1 :6:0-0.5 :6:0.5-1 :4:0-0.5 :4:0.5-1
+COMMA := ,
+FRONT = $(patsubst $(COMMA)%,%,$(subst $() ,,$(addprefix $(COMMA)toy_market,$(STEPS))))
+publish = mkdir -p docs/results/$(1) && cp $(2) docs/results/$(1)/figures.json
 DISTILL = $(PY) tools/distill.py --config configs/toy_student.yaml
 LARGE = --name reid_toy_128 --student.height 128 --student.width 64
 
-results: generator pretrain recipes
+results: demo pretrain recipes
 	$(DISTILL) --out runs/toy_student_half
 	$(DISTILL) --teacher runs/toy_student_half --steps 2 --teacher-steps 2 --train.steps 150 --out runs/toy_student_half2
 	$(DISTILL) --teacher runs/toy_student_half2 --steps 1 --teacher-steps 2 --train.steps 150 --out runs/toy_student_half1
@@ -81,8 +92,24 @@ results: generator pretrain recipes
 	$(REID) --name reid_toy_ratios --ratios 0.2 --seeds 0,1,2 --rows Standard,Standard-same-steps,PIDM-strict --variants $(GENERATORS)
 	$(REID) --name reid_toy_ratios --ratios 0.6,0.8 --seeds 0,1,2 --rows Standard,Standard-same-steps,PIDM-strict
 	$(REID) --name reid_toy_ratios --ratios 1.0 --seeds 0,1,2 --rows Standard,Standard-same-steps --variants PIDM-strict-x1=per_image=1
-	$(PY) tools/reproduce_table.py ablation --config configs/toy_ablation.yaml
-	$(PY) tools/report.py results/reid_toy results/reid_toy_128 results/reid_toy_world2 results/reid_toy_ratios --publish docs/results
+	$(PY) tools/make_toy_market.py --preset demo --test-people development --out data/toy_dev
+	$(DEVELOPMENT) --name toy_dev_3_steps --folders data/dev_3_steps
+	$(DEVELOPMENT) --name toy_dev_2_steps --folders data/dev_2_steps --sample.steps 2 --sample.w-p 1.5 --sample.w-s 1.2
+	$(PY) tools/reproduce_table.py reid --config configs/toy_hardness.yaml
+	$(PY) tools/reproduce_table.py ablation --config configs/toy_ablation.yaml --features reid --weights "$$(ls -tr results/toy_hardness/standard/*.safetensors | head -1)" --reid-size 128,64
+	$(call publish,toy_ablation,results/toy_ablation/table.json)
+	$(PY) tools/probe_generator.py --guidance chain --steps 2,3 --w-p 1.5,2 --w-s 1.2,1.5 --pairs 120 --json results/probe.json
+	$(call publish,probe,results/probe.json)
+	$(COMPARE) --models $(FRONT) --json results/front.json --plot docs/results/front/plot.png
+	$(call publish,front,results/front.json)
+	$(PY) tools/compare_models.py --models toy_market:50,runs/toy_student_half,runs/toy_student_half2,runs/toy_student_half1,toy_market_student --pairs 120 --seeds 42 --json results/students.json
+	$(call publish,students,results/students.json)
+	$(PY) tools/render_pairs.py --run toy_market --data data/toy_world2 --count 1000
+	$(PY) tools/render_pairs.py --run toy_market_student --data data/toy_world2 --count 1000
+	$(PY) tools/render_pairs.py --baseline source --data data/toy_world2 --count 1000 --out results/pairs/toy_source
+	$(PY) tools/reproduce_table.py images --config configs/toy_pairs.yaml --weights "$$(ls -tr results/reid_toy_world2/standard/*.safetensors | head -1)"
+	$(call publish,toy_pairs,results/toy_pairs/table.json)
+	$(PY) tools/report.py $(TABLES) --publish docs/results
 
 TRAIN_SHORT = $(PY) tools/train_pidm.py --config configs/toy_market.yaml --train.ema-decay 0.99 --train.warmup-steps 50 --train.sample-every 0
 SLOW = --train.lr 2e-5 --train.batch-size 8 --no-train.cosine --train.steps 1230
@@ -100,9 +127,15 @@ recipes: pretrain
 	$(TRAIN_SHORT) $(FAST) --train.steps 2400 --out runs/generator_2400
 	$(COMPARE) --models toy_market,$(RUNS) --json results/recipes.json
 	$(COMPARE) --models toy_market,toy_market_student,runs/generator_150,runs/recipe_fast_y0,runs/generator_2400 --json results/generators.json
+	$(call publish,recipes,results/recipes.json)
+	$(call publish,generators,results/generators.json)
 
 results-quick: generator
 	$(REID) --ratios 0.2 --seeds 0 --rows Standard,Standard-same-steps,PIDM-strict
+
+speed: $(READY)
+	OMP_NUM_THREADS=1 $(PY) tools/benchmark.py --json results/speed.json
+	OMP_NUM_THREADS=1 $(PY) tools/benchmark_parts.py --authors "$(AUTHORS)" --json results/parts.json
 
 real: $(READY)
 	$(PY) tools/make_toy_market.py --out data/drawn_reid --seed 1 --train-people pretrain --test-people development --train-identities 500 --train-images 12000
@@ -110,13 +143,15 @@ real: $(READY)
 	$(PY) tools/train_pidm.py --config configs/market1501_half.yaml --out runs/market1501_half
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --ratios 0.4 --seeds 0,1 --rows Standard,Standard-same-steps,PIDM-strict
+	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --ratios 0.4 --seeds 0 --rows Standard,Standard-same-steps,Standard-same-steps-erasing
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_40 --ratios 0.4 --seeds 0,1,2 --rows Standard,Standard-same-steps,PIDM-strict,real-instead
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_40_paper --ratios 0.4 --seeds 0,1,2 --rows Standard,Standard-same-steps,Standard-same-steps-erasing,PIDM-strict,PIDM-paper,real-instead
-	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_40_paper --ratios 0.4 --seeds 0,1,2 --rows Standard,PIDM-strict-selection --variants PIDM-strict-long=strict=configs/market1501_half_strict_long.yaml
+	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_40_paper --ratios 0.4 --seeds 0,1,2 --rows Standard,PIDM-strict-selection,PIDM-paper-selection --variants PIDM-strict-long=strict=configs/market1501_half_strict_long.yaml
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_20 --ratios 0.2 --seeds 0,1,2 --rows Standard,Standard-same-steps,Standard-same-steps-erasing,PIDM-strict,PIDM-strict-selection,PIDM-paper,PIDM-paper-selection
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_20 --ratios 0.2 --seeds 0 --rows Standard --variants PIDM-strict-long=strict=configs/market1501_half_strict_long.yaml
 	$(PY) tools/train_pidm.py --config configs/market1501_128.yaml --out runs/market1501_128
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_20 --ratios 0.2 --seeds 0 --rows Standard --variants PIDM-paper-128=run=runs/market1501_128
+	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_again --ratios 0.4 --seeds 0 --rows Standard,Standard-same-steps,PIDM-strict
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_long --ratios 0.4 --seeds 0 --rows Standard,Standard-same-steps,PIDM-strict --student.finetune.steps 800
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_real --ratios 0.4 --seeds 0 --rows Standard,Standard-same-steps,real-instead,PIDM-strict --variants PIDM-strict-x1=per_image=1
 	$(PY) tools/reproduce_table.py reid --config configs/reid_market1501_half.yaml --name reid_market1501_half_real --ratios 0.2 --seeds 0 --rows Standard,Standard-same-steps,real-instead
@@ -124,7 +159,12 @@ real: $(READY)
 	$(PY) tools/render_pairs.py --run runs/market1501_128
 	$(PY) tools/render_pairs.py --baseline source
 	$(PY) tools/render_pairs.py --baseline pose
+	$(PY) tools/render_pairs.py --run runs/strict/reid_market1501_half_real40_seed0 --out results/pairs/strict40
+	$(PY) tools/reproduce_table.py images --config configs/market1501_half_images.yaml --weights "$$(ls -tr results/reid_market1501_half_real/standard/*.safetensors | head -1)"
 	$(PY) tools/reproduce_table.py images --config configs/market1501_128_images.yaml --weights "$$(ls -tr results/reid_market1501_half_20/standard/*.safetensors | head -1)"
+	$(call publish,market1501_half_images,results/market1501_half_images/table.json)
+	$(call publish,market1501_128_images,results/market1501_128_images/table.json)
+	$(PY) tools/report.py $(REAL) --publish docs/results
 
 test: $(READY)
 	$(PY) -m pytest

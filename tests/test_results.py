@@ -14,6 +14,7 @@ import pytest
 from pidm_core import read_json
 from pidm_reid.table import (
     Line,
+    bootstrap,
     comma_separated,
     markdown,
     paired,
@@ -123,6 +124,22 @@ def test_every_gain_told_in_words_is_that_of_two_rows_of_a_published_table() -> 
     assert set(told) <= gains
 
 
+def test_a_gain_over_the_people_of_one_seed_is_that_of_two_rows_of_a_published_table() -> None:
+    gains = set()
+    for path in TABLES:
+        cells = [cell for cell in read_results(path.parent) if cell["seed"] == 0]
+        for ours, theirs in itertools.permutations(cells, 2):
+            if ours["ratio"] == theirs["ratio"]:
+                interval = bootstrap([ours], [theirs])
+                assert interval is not None
+                gain = abs(100 * (ours["mAP"] - theirs["mAP"]))
+                gains.add((f"{gain:.1f}", f"{interval[0]:+.1f}, {interval[1]:+.1f}"))
+    text = README + (DOCS / "results.md").read_text()
+    told = re.findall(r"(\d+\.\d)[^.()]* \(seed 0, over the people \[([^]]+)\]\)", text)
+    assert len(told) > 5
+    assert set(told) <= gains
+
+
 def test_the_text_prints_the_figures_of_sampling() -> None:
     rows = read_json(DOCS / "results/front/figures.json")["rows"]
     text = (DOCS / "results.md").read_text()
@@ -139,10 +156,11 @@ def test_the_text_prints_the_figures_of_sampling() -> None:
     }  # fmt: skip
 
 
-def test_the_text_prints_the_figures_of_speed() -> None:
-    reports = read_json(DOCS / "results/speed/figures.json")["reports"]
+@pytest.mark.parametrize("name", ["speed", "speed_avx512"])
+def test_the_text_prints_the_figures_of_speed(name: str) -> None:
+    reports = read_json(DOCS / f"results/{name}/figures.json")["reports"]
     text = (DOCS / "results.md").read_text()
-    block = text.split("<!-- results/speed/figures.json -->")[1].split("\n- ")[0]
+    block = text.split(f"<!-- results/{name}/figures.json -->")[1].split("\n- ")[0]
     printed = re.findall(r"^\| ((?:small|paper), .*) \|$", block, re.MULTILINE)
     expected = []
     for report in reports:
@@ -159,7 +177,43 @@ def test_the_text_prints_the_figures_of_speed() -> None:
     assert printed == expected
 
 
-@pytest.mark.parametrize("name", ["toy_pairs", "market1501_half_images", "market1501_128_images"])
+def test_the_text_prints_the_figures_of_parts() -> None:
+    rows = read_json(DOCS / "results/speed_parts/figures.json")["parts"]
+    text = (DOCS / "results.md").read_text()
+    block = text.split("<!-- results/speed_parts/figures.json -->")[1].split("\n- ")[0]
+    expected = [
+        f"{row['what']} | {row['other']} | {1000 * row['other_seconds']:.2f} | "
+        f"{1000 * row['seconds']:.2f} | {row['ratio']:.2f} | "
+        + ("" if row["difference"] is None else f"{row['difference']:.0e}")
+        for row in rows
+    ]
+    assert re.findall(r"^\| (.*, .*|writing.*) \|$", block, re.MULTILINE) == expected
+
+
+def test_the_text_prints_the_figures_of_the_probe() -> None:
+    figures = read_json(DOCS / "results/probe/figures.json")
+    text = (DOCS / "results.md").read_text()
+    _, rows, gains = text.split("<!-- results/probe/figures.json -->")
+    forms = {
+        "ssim": ".3f", "upper": ".1f", "lower": ".1f", "upper_place": ".1f", "lower_place": ".1f",
+        "joints": ".2f", "identity": ".3f", "top_1": ".1%", "evaluations": ".0f",
+    }  # fmt: skip
+    for name, row in figures["rows"].items():
+        cells = [format(row[key], form) if key in row else "" for key, form in forms.items()]
+        assert f"| {name} | {' | '.join(cells)} |\n" in rows
+    shown = {"ssim": ".3f", "upper_place": ".1f", "lower_place": ".1f", "joints": ".1f"}
+    for model in ("chain p2 s1.5 3 steps", "chain p1.5 s1.2 2 steps"):
+        for rival, scores in figures["gains"][model].items():
+            cells = [
+                f"{scores[key]['mean']:+{form}} ± {scores[key]['half']:{form}}"
+                for key, form in shown.items()
+            ]
+            assert f"| {model} | {rival} | {' | '.join(cells)} |\n" in gains.split("\n- ")[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["toy_pairs", "toy_ablation", "market1501_half_images", "market1501_128_images"]
+)
 def test_the_text_prints_the_figures_of_pairs(name: str) -> None:
     rows = read_json(DOCS / f"results/{name}/figures.json")
     text = (DOCS / "results.md").read_text()
